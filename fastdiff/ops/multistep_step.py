@@ -1,0 +1,318 @@
+"""The fused solver step: one launch does everything a stage does around one network evaluation.
+
+Guidance, conversion of the raw output to x0, clipping, up to three weighted sums over state slots, noise, and the next
+network input in the network's dtype. All coefficients and slot numbers are data on the device, so a new schedule is a
+copy and not a new capture.
+
+Backends: Triton for CUDA tensors (kernels/multistep_step.py), C++ for CPU tensors (csrc/cpu/multistep_step.cpp), and
+`multistep_step_ref` where neither is there. In float32 the three agree bit for bit, noise included.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .. import _ext
+from .philox import INITIAL_NOISE, philox_normal_ref
+
+READS = (1, 2, 4, 8, 16)
+WRITES = (1, 2, 3)
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_ALIGNMENT = 64  # bytes at which every slot starts
+
+
+def multistep_step(
+    slots: Tensor,
+    output: Tensor | None,
+    coefficients: Tensor,
+    index: Tensor,
+    guidance: Tensor | None = None,
+    seeds: Tensor | None = None,
+    noise: Tensor | None = None,
+    network_input: Tensor | None = None,
+    *,
+    reads: int,
+    writes: int,
+) -> None:
+    """Apply one stage of a solver to the state slots, in place.
+
+    With the row  [p, q, lo, hi, c_in, then for each write w: a_w, f_w, z_w, s_w0 .. s_w(reads-1)]  and
+    index = [stage, purpose, read slots, write slots]:
+
+        F     = output,  or  uncond + guidance * (cond - uncond)
+        x0    = clamp(p * F + q * slot[read 0], lo, hi)
+        new_w = s_w0 * slot[read 0] + ... + a_w * x0 + f_w * F + z_w * z
+        slot[write w] = new_w;   network_input = c_in * new_0, cast
+
+    All reads of an element happen before its writes. A zero coefficient means that the operand is not read, so it may
+    hold anything, NaN included. The clamp keeps NaN. An absent operand counts as zero.
+
+    slots: [S, B, ...] float32 or float64 (also the arithmetic's precision); every slot dense, contiguous or
+        channels_last; stride(0) may be larger than a slot (see `allocate_slots`).
+    output: [B, ...], or [2B, ...] with guidance (unconditional half first); any float dtype, a slot's layout within
+        each sample, stride(0) free.
+    coefficients: [1 or B, 5 + writes * (3 + reads)], dtype of slots: one row for all samples, or one each.
+    index: [2 + reads + writes] int32. Slots to write must differ from each other.
+    guidance: [1 or B], dtype of slots.
+    seeds: [B] int64: z is drawn by Philox (ops/philox.py) from seed, stage and purpose.
+    noise: [B, ...], dtype of slots: z itself, instead of seeds.
+    network_input: [B, ...], or [2B, ...] to be written twice; any float dtype, layout as for output.
+    reads: 1, 2, 4, 8 or 16. writes: 1, 2 or 3.
+
+    Raises TypeError or ValueError naming the argument. Not differentiable. Loops that have checked their arguments once
+    call `multistep_step_unchecked` (same arguments, reads and writes positional).
+    """
+    _check(slots, output, coefficients, index, guidance, seeds, noise, network_input, reads, writes)
+    multistep_step_unchecked(
+        slots, output, coefficients, index, guidance, seeds, noise, network_input, reads, writes
+    )
+
+
+def multistep_step_ref(
+    slots: Tensor,
+    output: Tensor | None,
+    coefficients: Tensor,
+    index: Tensor,
+    guidance: Tensor | None,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+    network_input: Tensor | None,
+    reads: int,
+    writes: int,
+) -> None:
+    """`multistep_step` in plain PyTorch: the definition the kernels are compared with, bit for bit."""
+    batch, *sample = slots.shape[1:]
+    stage, purpose, *chosen = index.tolist()
+    states = [slots[i].clone() for i in chosen[:reads]]
+    row = coefficients.T.reshape(-1, coefficients.shape[0], *(1 for _ in sample))  # [K, 1 or B, 1, ...]
+    p, q, lo, hi, c_in = row[:5]
+    weights = row[5:].unflatten(0, (writes, 3 + reads))
+
+    model = slots.new_zeros(()) if output is None else output.to(slots.dtype)
+    if output is not None and guidance is not None:
+        uncond, cond = model.chunk(2)
+        model = uncond + guidance.reshape(-1, *(1 for _ in sample)) * (cond - uncond)
+    x0 = _product(p, model) + _product(q, states[0])
+    x0 = torch.where(x0 < lo, lo, x0)
+    x0 = torch.where(x0 > hi, hi, x0)
+    z = slots.new_zeros(()) if noise is None else noise
+    if seeds is not None and bool((weights[:, 2] != 0).any()):
+        z = philox_normal_ref(seeds, math.prod(sample), stage, purpose).view(batch, *sample).to(slots.dtype)
+
+    new = []
+    for a, f, z_weight, *s in weights:
+        total = torch.zeros_like(states[0])
+        for weight, operand in (*zip(s, states, strict=True), (a, x0), (f, model), (z_weight, z)):
+            total = total + _product(weight, operand)
+        new.append(total)
+    for slot, value in zip(chosen[reads:], new, strict=True):
+        slots[slot].copy_(value)
+    if network_input is not None:
+        network_input.copy_((c_in * new[0]).repeat(network_input.shape[0] // max(batch, 1), *(1 for _ in sample)))
+
+
+def _product(weight: Tensor, operand: Tensor) -> Tensor:
+    """weight * operand, where a zero weight hides whatever the operand holds."""
+    return weight * torch.where(weight != 0, operand, 0)
+
+
+def allocate_slots(count: int, sample: Tensor) -> Tensor:
+    """An uninitialised arena [count, *sample.shape] for the states of a solver.
+
+    sample: [B, ...], contiguous or channels_last: gives shape, layout and device. The arena is float64 for a float64
+    sample and float32 otherwise; every slot starts on 64 bytes.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a positive integer, got {count!r}")
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    strides = sample_strides(sample.shape[1:], _is_channels_last(sample, "sample"))
+    step = _ALIGNMENT // dtype.itemsize
+    padded = -(-sample.numel() // step) * step
+    arena = torch.empty(count * padded, dtype=dtype, device=sample.device)
+    return arena.as_strided((count, *sample.shape), (padded, math.prod(sample.shape[1:]), *strides))
+
+
+def seeded_noise(
+    seeds: Tensor | Sequence[int],
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Standard normal initial noise that depends, image by image and bit for bit, on the image's seed alone.
+
+    seeds: [B] int64 or integers (-2^63 .. 2^63 - 1); shape: (B, ...), the batch included. Returns a contiguous tensor
+    of that shape in dtype, on device (default: the seeds' device). float64 holds the widened float32 normals.
+    """
+    seeds = torch.as_tensor(seeds, device=device)
+    if seeds.numel() == 0:
+        seeds = seeds.long()
+    _require_shape("seeds", seeds, tuple(shape[:1]))
+    _require_dtype("seeds", seeds, torch.int64)
+    if dtype not in _FLOATS:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    slots = torch.empty((1, *shape), dtype=accumulate, device=seeds.device)
+    row = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1, 0]], dtype=accumulate, device=seeds.device)
+    index = torch.tensor([0, INITIAL_NOISE, 0, 0], dtype=torch.int32, device=seeds.device)
+    multistep_step_unchecked(slots, None, row, index, None, seeds.contiguous(), None, None, 1, 1)
+    return slots[0].to(dtype)
+
+
+def sample_strides(sample: Sequence[int], channels_last: bool) -> tuple[int, ...]:
+    """Strides within one dense sample (C, ...), whose batch stride is its number of elements."""
+    order = [*range(1, len(sample)), 0] if channels_last else range(len(sample))
+    strides, step = [0] * len(sample), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= sample[dim]
+    return tuple(strides)
+
+
+# Checks, once per call of the public function.
+
+
+def _check(
+    slots: Tensor,
+    output: Tensor | None,
+    coefficients: Tensor,
+    index: Tensor,
+    guidance: Tensor | None,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+    network_input: Tensor | None,
+    reads: int,
+    writes: int,
+) -> None:
+    if reads not in READS:
+        raise ValueError(f"reads must be one of {READS}, got {reads!r}")
+    if writes not in WRITES:
+        raise ValueError(f"writes must be one of {WRITES}, got {writes!r}")
+    _require_dtype("slots", slots, torch.float32, torch.float64)
+    if slots.dim() < 2:
+        raise ValueError(f"slots must have the shape [S, B, ...], got {tuple(slots.shape)}")
+    batch, *sample = slots.shape[1:]
+    channels_last = _is_channels_last(slots[0], "slots")
+    if slots.numel() and batch > 1 and slots.stride(1) != math.prod(sample):
+        raise ValueError(f"slots must be dense within each slot, got strides {slots.stride()} for {tuple(slots.shape)}")
+    if slots.shape[0] > 1 and slots.stride(0) < slots[0].numel():
+        raise ValueError(f"slots must not overlap, got strides {slots.stride()} for {tuple(slots.shape)}")
+
+    for name, tensor, doubled in (
+        ("output", output, guidance is not None),
+        ("noise", noise, False),
+        ("network_input", network_input, None),
+    ):
+        if tensor is None:
+            continue
+        _require_dtype(name, tensor, *([slots.dtype] if name == "noise" else _FLOATS))
+        rows = {None: (batch, 2 * batch), True: (2 * batch,), False: (batch,)}[doubled]
+        if tensor.dim() == 0 or tensor.shape[0] not in rows or list(tensor.shape[1:]) != sample:
+            allowed = " or ".join(str((n, *sample)) for n in dict.fromkeys(rows))
+            raise ValueError(f"{name} must have the shape {allowed}, got {tuple(tensor.shape)}")
+        if not _has_strides(tensor, sample_strides(sample, channels_last)):
+            layout = "channels_last" if channels_last else "contiguous"
+            raise ValueError(f"{name} must be {layout} within each sample, as slots is; got strides {tensor.stride()}")
+    if network_input is not None and network_input.shape[0] > 1 and network_input.stride(0) < math.prod(sample):
+        raise ValueError(f"network_input must not overlap itself, got strides {network_input.stride()}")
+
+    _require_dtype("coefficients", coefficients, slots.dtype)
+    _require_shape("coefficients", coefficients, (1, 5 + writes * (3 + reads)), (batch, 5 + writes * (3 + reads)))
+    _require_dtype("index", index, torch.int32)
+    _require_shape("index", index, (2 + reads + writes,))
+    if guidance is not None:
+        _require_dtype("guidance", guidance, slots.dtype)
+        _require_shape("guidance", guidance, (1,), (batch,))
+        if output is None:
+            raise ValueError("guidance needs output, got None")
+    if seeds is not None:
+        _require_dtype("seeds", seeds, torch.int64)
+        _require_shape("seeds", seeds, (batch,))
+        if noise is not None:
+            raise ValueError("at most one of seeds and noise may be given, got both")
+    for name, tensor in (
+        ("output", output),
+        ("coefficients", coefficients),
+        ("index", index),
+        ("guidance", guidance),
+        ("seeds", seeds),
+        ("noise", noise),
+        ("network_input", network_input),
+    ):
+        if tensor is None:
+            continue
+        if tensor.device != slots.device:
+            raise ValueError(f"{name} must be on the device of slots, {slots.device}, got {tensor.device}")
+        if name in ("coefficients", "index", "guidance", "seeds") and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+    if torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (slots, output, coefficients, guidance, noise)
+    ):
+        raise ValueError("multistep_step is not differentiable: call it under torch.no_grad()")
+
+
+def _require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name} must be {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+
+
+def _require_shape(name: str, tensor: Tensor, *allowed: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) not in allowed:
+        raise ValueError(f"{name} must have the shape {' or '.join(map(str, allowed))}, got {tuple(tensor.shape)}")
+
+
+def _has_strides(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Whether the samples of a batch have these strides (those of dimensions of size one never matter)."""
+    if tensor.numel() == 0:
+        return True
+    return all(n == 1 or a == b for n, a, b in zip(tensor.shape[1:], tensor.stride()[1:], strides, strict=True))
+
+
+def _is_channels_last(batch: Tensor, name: str) -> bool:
+    """The layout of the samples [B, C, ...]: False contiguous, True channels_last; neither is an error."""
+    for channels_last in (False, True):
+        if _has_strides(batch, sample_strides(batch.shape[1:], channels_last)):
+            return channels_last
+    raise ValueError(f"{name} must be contiguous or channels_last, got strides {batch.stride()}")
+
+
+# Registration.
+
+_library = torch.library.Library("fastdiff", "FRAGMENT")
+_library.define(
+    "multistep_step(Tensor(a!) slots, Tensor? output, Tensor coefficients, Tensor index, Tensor? guidance, "
+    "Tensor? seeds, Tensor? noise, Tensor(b!)? network_input, int reads, int writes) -> ()"
+)
+
+
+@torch.library.register_fake("fastdiff::multistep_step", lib=_library)
+def _fake(*_arguments: object) -> None:
+    """Nothing is returned, and no shape depends on data."""
+
+
+@cache
+def _triton_launch():
+    from ..kernels.multistep_step import launch
+
+    return launch
+
+
+def _cuda(*arguments: object) -> None:
+    _triton_launch()(*arguments)
+
+
+_has_triton = importlib.util.find_spec("triton") is not None
+_library.impl("multistep_step", _cuda if _has_triton else multistep_step_ref, "CUDA")
+if not _ext.HAS_EXT:
+    _library.impl("multistep_step", multistep_step_ref, "CPU")
+
+multistep_step_unchecked = torch.ops.fastdiff.multistep_step.default

@@ -1,0 +1,466 @@
+"""Runs a tableau over a denoiser: one network call and one fused launch per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastdiff import _ext
+from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
+from fastdiff.prediction import Prediction
+from fastdiff.schedule import NoiseSchedule
+from fastdiff.solvers import build_tableau
+from fastdiff.tableau import Tableau
+
+Denoiser = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after each stage.
+
+    Attributes:
+        call: how many network calls are done, 1 .. calls.
+        calls: how many there will be.
+        time: the time the network was told at this call.
+        state: [B, ...] what the network sees next (after the last call: the result); a view of the
+            sampler's buffer, to be copied if it is to be kept.
+    """
+
+    call: int
+    calls: int
+    time: float
+    state: Tensor
+
+
+class Sampler:
+    """Samples a diffusion model in few steps.
+
+    Args:
+        denoiser: any callable `(x [B, C, H, W], t [B], **conditioning) -> tensor`: a network, or a
+            function around one. Samples of any rank (images, latents, audio, video). An output with
+            2 C channels is cut to its first C (learned variance), except for prediction "both".
+        schedule: the noise schedule the network was trained with.
+        solver: one of `fastdiff.solver_names()`.
+        steps: intervals of the time grid.
+        prediction: what the network predicts: "epsilon", "sample", "v_prediction", "flow",
+            "score", "both" or a `fastdiff.Prediction`.
+        tableau: a ready tableau in place of schedule, solver, steps and options.
+        dtype: of the state and all solver arithmetic; float32 unless torch.float64 is asked for.
+            The network is fed its own dtype (that of its parameters; a plain function is fed the
+            noise's if that is half precision).
+        progress: show a progress bar.
+        options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
+
+    Noise is of unit variance; the tableau scales it. Sampling ends at the clean image where the
+    schedule has one, so the result is x0.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: NoiseSchedule | None = None,
+        *,
+        solver: str = "ipndm",
+        steps: int | None = None,
+        prediction: str | Prediction = "epsilon",
+        tableau: Tableau | None = None,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = False,
+        **options: Any,
+    ) -> None:
+        if not callable(denoiser):
+            raise TypeError(f"denoiser must be callable; got {type(denoiser).__name__}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
+        if tableau is None:
+            if schedule is None:
+                raise ValueError("schedule must be given unless tableau is")
+            tableau = build_tableau(solver, schedule, steps, prediction=prediction, **options)
+        elif schedule is not None or steps is not None or options:
+            raise ValueError("tableau stands for schedule, steps and options; give one or the other")
+        self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
+        self._tables: dict[torch.device, _Table] = {}
+        self._routed: dict[str, int] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        noise: Tensor | None = None,
+        *,
+        seeds: int | Sequence[int] | Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        image: Tensor | None = None,
+        stage_noise: Iterable[Tensor] | None = None,
+        guidance_scale: float | Tensor | None = None,
+        uncond: dict[str, Any] | None = None,
+        callback: Callable[[Progress], None] | None = None,
+        **conditioning: Any,
+    ) -> Tensor:
+        """Sample a batch.
+
+        Args:
+            noise: [B, C, H, W] unit-variance noise, or [B, ...] of any rank; contiguous or
+                channels_last. None: drawn from `seeds`, each image's from its own seed alone.
+            seeds: one whole number per image (or a single one for a batch of one). They also drive
+                the noise of stochastic solvers; without them that takes seeds from torch's
+                generator.
+            shape: (C, H, W), the shape of one image, where `noise` is None.
+            image: [B, ...] the image to start from, for a tableau built with `from_image=True`.
+            stage_noise: the noise of each stochastic stage in order, [B, ...] each, in place of
+                seeds.
+            guidance_scale: classifier-free guidance, a number or a tensor [B]: the network is
+                called once on the doubled batch, uncond + scale * (cond - uncond).
+            uncond: with guidance, what replaces entries of `conditioning` in the unconditional
+                half, such as `{"labels": null_labels}`.
+            callback: called with a `Progress` after every network call.
+            conditioning: passed to the denoiser. With guidance, tensors whose first dimension is B
+                are stacked with their unconditional counterpart; anything else is passed as it is.
+
+        Returns:
+            [B, ...] the samples, in the solver's dtype (float32 or float64) and noise's layout.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        noise, seeds = self._initial_noise(noise, seeds, shape)
+        run = _Run(self, noise, seeds, image, stage_noise, guidance_scale, uncond, conditioning)
+        bar = self._bar()
+        for number, stage in enumerate(self.tableau.stages):
+            output = None if stage.time is None else run.evaluate(number)
+            run.launch(number, output)
+            if stage.time is not None:
+                if bar is not None:
+                    bar.update()
+                if callback is not None:
+                    state = run.views[stage.writes[0].slot]
+                    callback(Progress(run.calls, self.tableau.nfe, float(np.mean(stage.time)), state))
+        if bar is not None:
+            bar.close()
+        return run.views[self.tableau.result].clone()
+
+    @torch.no_grad()
+    def prepare(
+        self, shape: Sequence[int], *, device: torch.device | str | None = None
+    ) -> Sampler:
+        """Upload the tables and compile the kernels for a batch shape [B, ...], ahead of use.
+
+        Returns the sampler itself.
+        """
+        device = torch.device(device) if device is not None else self._network_device()
+        noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
+        seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
+        image = noise if self.tableau.from_image else None
+        run = _Run(self, noise, seeds, image, None, None, None, {})
+        for number, stage in enumerate(self.tableau.stages):
+            if stage.fill is None:
+                run.launch(number, None if stage.time is None else noise)
+        return self
+
+    def describe(self, shape: Sequence[int] | None = None) -> dict[str, Any]:
+        """What runs, and what it costs: a dictionary of plain values.
+
+        `shape` [B, ...] adds the bytes the solver moves. "routed" counts, since the sampler was
+        made, what did not go through the fused launch and why.
+        """
+        tableau = self.tableau
+        device = self._network_device()
+        host = "C++" if _ext.HAS_EXT else "PyTorch"
+        description = {
+            "solver": tableau.solver,
+            "schedule": tableau.schedule,
+            "prediction": tableau.prediction,
+            "steps": tableau.steps,
+            "calls": tableau.nfe,
+            "launches": tableau.launches,
+            "slots": tableau.slots,
+            "passes": tableau.passes,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(device),
+            "backend": "Triton" if device.type == "cuda" else host,
+            "loop": "eager",
+            "routed": dict(self._routed),
+        }
+        if shape is not None:
+            description["bytes"] = tableau.passes * int(np.prod(shape)) * self.dtype.itemsize
+        return description
+
+    def __repr__(self) -> str:
+        d = self.describe()
+        return (
+            f"Sampler({d['solver']}, {d['steps']} steps, {d['calls']} calls, {d['launches']} "
+            f"launches by {d['backend']} on {d['device']})"
+        )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _bar(self) -> Any:
+        if not self.progress:
+            return None
+        from tqdm import tqdm
+
+        return tqdm(total=self.tableau.nfe, desc=self.tableau.solver, unit="call")
+
+    def _network_device(self) -> torch.device:
+        parameter = self._parameter
+        return parameter.device if parameter is not None else torch.get_default_device()
+
+    @property
+    def _parameter(self) -> Tensor | None:
+        if not isinstance(self.denoiser, nn.Module):
+            return None
+        return next((p for p in self.denoiser.parameters() if p.is_floating_point()), None)
+
+    def _network_dtype(self, noise: Tensor) -> torch.dtype:
+        parameter = self._parameter
+        if parameter is not None:
+            return parameter.dtype
+        return noise.dtype if noise.dtype in (torch.float16, torch.bfloat16) else self.dtype
+
+    def _initial_noise(
+        self,
+        noise: Tensor | None,
+        seeds: int | Sequence[int] | Tensor | None,
+        shape: Sequence[int] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if seeds is not None:
+            device = noise.device if isinstance(noise, Tensor) else self._network_device()
+            seeds = torch.as_tensor([seeds] if isinstance(seeds, int) else seeds, device=device)
+            if seeds.ndim != 1 or (seeds.numel() and seeds.is_floating_point()):
+                raise ValueError(f"seeds must be whole numbers, one per image; got {seeds}")
+            seeds = seeds.to(torch.int64).contiguous()
+        if noise is None:
+            if seeds is None or shape is None:
+                raise ValueError("noise must be given, or seeds and shape to draw it from")
+            noise = seeded_noise(seeds, (len(seeds), *shape), dtype=self.dtype)
+        elif not isinstance(noise, Tensor) or not noise.is_floating_point():
+            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+            raise TypeError(f"noise must be a floating-point tensor [B, ...]; got {kind}")
+        elif shape is not None and tuple(shape) != tuple(noise.shape[1:]):
+            raise ValueError(f"shape must be {tuple(noise.shape[1:])}, noise's; got {tuple(shape)}")
+        if noise.ndim < 1:
+            raise ValueError("noise must have a batch dimension [B, ...]; got a scalar")
+        if seeds is not None and len(seeds) != len(noise):
+            raise ValueError(f"seeds must be {len(noise)}, one per image; got {len(seeds)}")
+        return noise, seeds
+
+    def _table(self, device: torch.device) -> _Table:
+        if device not in self._tables:
+            self._tables[device] = _Table(self.tableau, self.dtype, device)
+        return self._tables[device]
+
+    def _count(self, reason: str) -> None:
+        self._routed[reason] = self._routed.get(reason, 0) + 1
+
+
+class _Table:
+    """A tableau's numbers on a device: one upload of each kind, then views of it."""
+
+    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
+        count = range(len(tableau.stages))
+        self.rows = _upload([tableau.row(i) for i in count], dtype, device)
+        self.indices = _upload([tableau.index(i) for i in count], torch.int32, device)
+        times = [np.atleast_1d(0.0 if s.time is None else s.time) for s in tableau.stages]
+        self.times = _upload(times, torch.float64, device)
+        self.variants = [(tableau.read_width(i), len(tableau.stages[i].writes)) for i in count]
+        self.merge: list[list[Tensor]] | None = None
+        if tableau.merge is not None:
+            self.merge = [
+                _upload([np.atleast_1d(c) for c in pair], dtype, device) for pair in tableau.merge
+            ]
+
+
+def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    flat = torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays])).to(device, dtype)
+    parts = flat.split([a.size for a in arrays])
+    return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+
+
+class _Run:
+    """One call of a sampler: its buffers, and the two halves of a stage."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        noise: Tensor,
+        seeds: Tensor | None,
+        image: Tensor | None,
+        stage_noise: Iterable[Tensor] | None,
+        guidance_scale: float | Tensor | None,
+        uncond: dict[str, Any] | None,
+        conditioning: dict[str, Any],
+    ) -> None:
+        self.sampler, self.tableau = sampler, sampler.tableau
+        self.batch, self.calls = noise.shape[0], 0
+        if self.tableau.samples not in (None, self.batch):
+            raise ValueError(f"noise must have the {self.tableau.samples} samples the tableau has "
+                             f"rows for; got {self.batch}")  # fmt: skip
+        network_dtype = sampler._network_dtype(noise)
+        noise = _dense(noise).to(sampler.dtype)
+        self.table = sampler._table(noise.device)
+        self.slots = allocate_slots(self.tableau.slots, noise)
+        self.views = list(self.slots.unbind(0))
+        self.views[0].copy_(noise)
+        self._place_image(image)
+        self.seeds, self.stage_noise = self._noise_source(seeds, stage_noise)
+        self.guidance = self._guidance(guidance_scale, uncond)
+        self.conditioning = self._stacked(conditioning, uncond or {})
+        self.rows = self.batch * (2 if self.guidance else 1)
+        scaled = any(not np.all(np.asarray(s.input_scale) == 1) for s in self.tableau.stages)
+        self.network_input: Tensor | None = None
+        if network_dtype != sampler.dtype or self.guidance or scaled:
+            shape = (self.rows, *noise.shape[1:])
+            layout = _memory_format(noise)
+            self.network_input = torch.empty(
+                shape, dtype=network_dtype, device=noise.device, memory_format=layout
+            )
+        self.time_dtype = torch.float64 if network_dtype == torch.float64 else torch.float32
+
+    def evaluate(self, number: int) -> Tensor:
+        """The network's raw output F at a stage, [B or 2B, ...], dense like the state."""
+        stage = self.tableau.stages[number]
+        x = self.views[stage.sees] if self.network_input is None else self.network_input
+        t = self.table.times[number].to(self.time_dtype)
+        t = t.expand(self.batch).repeat(self.rows // max(self.batch, 1)) if self.batch else t[:0]
+        output = self.sampler.denoiser(x, t, **self.conditioning)
+        self.calls += 1
+        return self._checked(output, x, number)
+
+    def launch(self, number: int, output: Tensor | None) -> None:
+        """The fused step that follows a stage's evaluation."""
+        stage = self.tableau.stages[number]
+        if stage.is_identity and self.network_input is None:
+            return
+        row = self.table.rows[number]
+        if stage.fill is not None:
+            row = stage.fill(row, output).to(row.dtype).contiguous()
+            self.sampler._count("row filled on the device")
+        noise = seeds = None
+        if stage.is_stochastic:
+            seeds = self.seeds
+            noise = self._given_noise() if self.stage_noise is not None else None
+        guidance = self.guidance[number] if self.guidance and output is not None else None
+        multistep_step_unchecked(
+            self.slots, output, row, self.table.indices[number], guidance, seeds, noise,
+            self.network_input, *self.table.variants[number],
+        )  # fmt: skip
+
+    def _checked(self, output: Tensor, x: Tensor, number: int) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"denoiser must return a tensor; got {type(output).__name__} (a function around "
+                "it can unpack that, such as lambda x, t, **c: network(x, t, **c).sample)"
+            )
+        merge = self.table.merge
+        wide = output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]
+        if merge is not None and wide:
+            m0, m1 = (m.view(-1, *(1 for _ in x.shape[1:])) for m in merge[number])
+            first, second = output.chunk(2, dim=1)
+            output = m0 * first + m1 * second
+            self.sampler._count('the two halves of prediction "both" merged by PyTorch')
+        elif wide:
+            output = output[:, : x.shape[1]]
+        if output.shape != x.shape:
+            expected = tuple(x.shape)
+            if merge is not None:
+                expected = (expected[0], 2 * expected[1], *expected[2:])
+            raise ValueError(f"denoiser must return {expected}; got {tuple(output.shape)}")
+        if output.device != x.device:
+            raise ValueError(f"denoiser must return a tensor on {x.device}; got {output.device}")
+        if x.numel() and not _same_strides(output, x):
+            self.sampler._count("network output copied into the state's memory layout")
+            output = output.contiguous(memory_format=_memory_format(x))
+        return output
+
+    def _place_image(self, image: Tensor | None) -> None:
+        if self.tableau.from_image != (image is not None):
+            raise ValueError("image must be given exactly where the tableau was built with "
+                             "from_image=True")  # fmt: skip
+        if image is None:
+            return
+        if image.shape != self.views[0].shape or image.device != self.slots.device:
+            raise ValueError(f"image must be {tuple(self.views[0].shape)} on {self.slots.device}; "
+                             f"got {tuple(image.shape)} on {image.device}")  # fmt: skip
+        if self.tableau.slots > 1:
+            self.views[1].copy_(image)
+
+    def _noise_source(
+        self, seeds: Tensor | None, stage_noise: Iterable[Tensor] | None
+    ) -> tuple[Tensor | None, Any]:
+        if not self.tableau.stochastic:
+            return None, None
+        if stage_noise is not None:
+            return None, iter(stage_noise)
+        if seeds is None:
+            seeds = torch.randint(2**62, (self.batch,)).to(self.slots.device)
+        return seeds, None
+
+    def _given_noise(self) -> Tensor:
+        noise = next(self.stage_noise, None)
+        if noise is None:
+            wanted = sum(s.is_stochastic for s in self.tableau.stages)
+            raise ValueError(f"stage_noise must hold {wanted} tensors, one per stochastic stage")
+        if noise.shape != self.views[0].shape:
+            raise ValueError(f"stage_noise must be {tuple(self.views[0].shape)} each; got "
+                             f"{tuple(noise.shape)}")  # fmt: skip
+        return noise.to(self.slots).contiguous(memory_format=_memory_format(self.views[0]))
+
+    def _guidance(
+        self, scale: float | Tensor | None, uncond: dict[str, Any] | None
+    ) -> list[Tensor] | None:
+        """The guidance scale in force at each stage, [1 or B] on the device."""
+        if scale is None:
+            if uncond is not None:
+                raise ValueError("uncond must come with guidance_scale")
+            return None
+        scale = torch.as_tensor(scale, dtype=self.sampler.dtype, device=self.slots.device)
+        if scale.ndim > 1 or (scale.ndim == 1 and len(scale) not in (1, self.batch)):
+            raise ValueError(f"guidance_scale must be a number or a tensor [{self.batch}]; got "
+                             f"shape {tuple(scale.shape)}")  # fmt: skip
+        scale = scale.reshape(-1).contiguous()
+        weights = [stage.guidance for stage in self.tableau.stages]
+        return [scale if w == 1 else 1 + w * (scale - 1) for w in weights]
+
+    def _stacked(self, conditioning: dict[str, Any], uncond: dict[str, Any]) -> dict[str, Any]:
+        """Conditioning for the doubled batch, the unconditional half first."""
+        if not self.guidance:
+            return conditioning
+        stacked = {}
+        for name, value in {**uncond, **conditioning}.items():
+            other = uncond.get(name, value)
+            if isinstance(value, Tensor) and value.ndim and len(value) == self.batch:
+                other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
+                try:
+                    other = other.expand_as(value)
+                except RuntimeError:
+                    raise ValueError(
+                        f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
+                        f"got {tuple(other.shape)}"
+                    ) from None
+                value = torch.cat([other, value])
+            stacked[name] = value
+        return stacked
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats.get(x.ndim)
+    if layout is None or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
+        return torch.contiguous_format
+    return layout
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=_memory_format(x))
+
+
+def _same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether each sample of a is laid out as in b (dimensions of size one do not matter)."""
+    pairs = zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True)
+    return all(n == 1 or s == t for n, s, t in pairs)

@@ -1,0 +1,31 @@
+"""Single-step solvers of higher order."""
+
+from __future__ import annotations
+
+from fastdiff.solvers.registry import solver
+from fastdiff.tableau import Form, Trace
+
+
+def improved_euler(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, Form]:
+    """One trapezoidal step from t to u in sigma / alpha (Heun; PNDM's pseudo improved Euler).
+
+    Two calls. Returns the new state and the prediction at the old one.
+    """
+    d = trace.net(x, t)
+    ahead = trace.net(trace.transfer(x, d, t, u), u)
+    return trace.transfer(x, (d + ahead) / 2, t, u), d
+
+
+@solver("heun")
+def heun(trace: Trace) -> Form:
+    """Heun's second-order method in sigma / alpha (Karras et al. 2022, alg. 1, without churn).
+
+    2 steps - 1 calls: the last step, to the clean image, is Euler's.
+    """
+    x = trace.x
+    for t, u in trace.intervals:
+        if trace.is_clean(u):
+            x = trace.transfer(x, trace.net(x, t), t, u)
+        else:
+            x, _ = improved_euler(trace, x, t, u)
+    return x
