@@ -4,8 +4,9 @@ from pathlib import Path as _Path
 
 __version__ = "0.1.0"
 
-# In a source checkout the Triton kernels lie beside this package, in kernels/ (no __init__.py there: Hugging Face's
-# `kernels` must win that name). Only our own checkout has csrc/multistep_step.h next to it.
+# In a source checkout the Triton kernels lie beside this package, in kernels/ (no __init__.py
+# there: Hugging Face's `kernels` must win that name). Only our own checkout has
+# csrc/multistep_step.h next to it.
 _checkout = _Path(__file__).resolve().parent.parent
 if (_checkout / "csrc" / "multistep_step.h").is_file():
     __path__.append(str(_checkout))

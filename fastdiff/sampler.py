@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,9 @@ class Sampler:
                 raise ValueError("schedule must be given unless tableau is")
             tableau = build_tableau(solver, schedule, steps, prediction=prediction, **options)
         elif schedule is not None or steps is not None or options:
-            raise ValueError("tableau stands for schedule, steps and options; give one or the other")
+            raise ValueError(
+                "tableau stands for schedule, steps and options; give one or the other"
+            )
         self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
         self._tables: dict[torch.device, _Table] = {}
         self._routed: dict[str, int] = {}
@@ -135,20 +136,19 @@ class Sampler:
         for number, stage in enumerate(self.tableau.stages):
             output = None if stage.time is None else run.evaluate(number)
             run.launch(number, output)
-            if stage.time is not None:
-                if bar is not None:
-                    bar.update()
-                if callback is not None:
-                    state = run.views[stage.writes[0].slot]
-                    callback(Progress(run.calls, self.tableau.nfe, float(np.mean(stage.time)), state))
+            if stage.time is None:
+                continue
+            if bar is not None:
+                bar.update()
+            if callback is not None:
+                state = run.views[stage.writes[0].slot]
+                callback(Progress(number, self.tableau.nfe, float(np.mean(stage.time)), state))
         if bar is not None:
             bar.close()
         return run.views[self.tableau.result].clone()
 
     @torch.no_grad()
-    def prepare(
-        self, shape: Sequence[int], *, device: torch.device | str | None = None
-    ) -> Sampler:
+    def prepare(self, shape: Sequence[int], *, device: torch.device | str | None = None) -> Sampler:
         """Upload the tables and compile the kernels for a batch shape [B, ...], ahead of use.
 
         Returns the sampler itself.
@@ -260,15 +260,21 @@ class Sampler:
 
 
 class _Table:
-    """A tableau's numbers on a device: one upload of each kind, then views of it."""
+    """A tableau on a device: its numbers uploaded once, and what the loop asks of each stage."""
 
     def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
-        count = range(len(tableau.stages))
-        self.rows = _upload([tableau.row(i) for i in count], dtype, device)
-        self.indices = _upload([tableau.index(i) for i in count], torch.int32, device)
-        times = [np.atleast_1d(0.0 if s.time is None else s.time) for s in tableau.stages]
-        self.times = _upload(times, torch.float64, device)
-        self.variants = [(tableau.read_width(i), len(tableau.stages[i].writes)) for i in count]
+        stages, numbers = tableau.stages, range(len(tableau.stages))
+        self.rows = _upload([tableau.row(i) for i in numbers], dtype, device)
+        self.indices = _upload([tableau.index(i) for i in numbers], torch.int32, device)
+        self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
+        self.identity = [stage.is_identity for stage in stages]
+        self.stochastic = [stage.is_stochastic for stage in stages]
+        self.scales_input = any(np.any(np.asarray(s.input_scale) != 1) for s in stages)
+        times = [0.0 if stage.time is None else stage.time for stage in stages]
+        width = tableau.samples or 1
+        self.times = torch.tensor(
+            np.stack([np.broadcast_to(t, width) for t in times]), device=device
+        )  # float64 [stages, 1 or B]
         self.merge: list[list[Tensor]] | None = None
         if tableau.merge is not None:
             self.merge = [
@@ -297,10 +303,12 @@ class _Run:
         conditioning: dict[str, Any],
     ) -> None:
         self.sampler, self.tableau = sampler, sampler.tableau
-        self.batch, self.calls = noise.shape[0], 0
+        self.batch = noise.shape[0]
         if self.tableau.samples not in (None, self.batch):
-            raise ValueError(f"noise must have the {self.tableau.samples} samples the tableau has "
-                             f"rows for; got {self.batch}")  # fmt: skip
+            raise ValueError(
+                f"noise must have the {self.tableau.samples} samples the tableau has "
+                f"rows for; got {self.batch}"
+            )
         network_dtype = sampler._network_dtype(noise)
         noise = _dense(noise).to(sampler.dtype)
         self.table = sampler._table(noise.device)
@@ -311,45 +319,53 @@ class _Run:
         self.seeds, self.stage_noise = self._noise_source(seeds, stage_noise)
         self.guidance = self._guidance(guidance_scale, uncond)
         self.conditioning = self._stacked(conditioning, uncond or {})
-        self.rows = self.batch * (2 if self.guidance else 1)
-        scaled = any(not np.all(np.asarray(s.input_scale) == 1) for s in self.tableau.stages)
+        copies = 2 if self.guidance else 1
         self.network_input: Tensor | None = None
-        if network_dtype != sampler.dtype or self.guidance or scaled:
-            shape = (self.rows, *noise.shape[1:])
-            layout = _memory_format(noise)
+        if network_dtype != sampler.dtype or self.guidance or self.table.scales_input:
             self.network_input = torch.empty(
-                shape, dtype=network_dtype, device=noise.device, memory_format=layout
+                (copies * self.batch, *noise.shape[1:]),
+                dtype=network_dtype,
+                device=noise.device,
+                memory_format=_memory_format(noise),
             )
-        self.time_dtype = torch.float64 if network_dtype == torch.float64 else torch.float32
+        # Networks embed times in float32 whatever their own dtype; half precision has too few bits.
+        times = self.table.times.expand(-1, self.batch).repeat(1, copies)
+        wide = network_dtype == torch.float64
+        self.times = times.to(torch.float64 if wide else torch.float32).unbind(0)
 
     def evaluate(self, number: int) -> Tensor:
         """The network's raw output F at a stage, [B or 2B, ...], dense like the state."""
-        stage = self.tableau.stages[number]
-        x = self.views[stage.sees] if self.network_input is None else self.network_input
-        t = self.table.times[number].to(self.time_dtype)
-        t = t.expand(self.batch).repeat(self.rows // max(self.batch, 1)) if self.batch else t[:0]
-        output = self.sampler.denoiser(x, t, **self.conditioning)
-        self.calls += 1
+        x = self.network_input
+        if x is None:
+            x = self.views[self.tableau.stages[number].sees]
+        output = self.sampler.denoiser(x, self.times[number], **self.conditioning)
         return self._checked(output, x, number)
 
     def launch(self, number: int, output: Tensor | None) -> None:
         """The fused step that follows a stage's evaluation."""
-        stage = self.tableau.stages[number]
-        if stage.is_identity and self.network_input is None:
+        table, fill = self.table, self.tableau.stages[number].fill
+        if table.identity[number] and self.network_input is None:
             return
-        row = self.table.rows[number]
-        if stage.fill is not None:
-            row = stage.fill(row, output).to(row.dtype).contiguous()
+        row = table.rows[number]
+        if fill is not None:
+            row = fill(row, output).to(row.dtype).contiguous()
             self.sampler._count("row filled on the device")
         noise = seeds = None
-        if stage.is_stochastic:
+        if table.stochastic[number]:
             seeds = self.seeds
             noise = self._given_noise() if self.stage_noise is not None else None
         guidance = self.guidance[number] if self.guidance and output is not None else None
         multistep_step_unchecked(
-            self.slots, output, row, self.table.indices[number], guidance, seeds, noise,
-            self.network_input, *self.table.variants[number],
-        )  # fmt: skip
+            self.slots,
+            output,
+            row,
+            table.indices[number],
+            guidance,
+            seeds,
+            noise,
+            self.network_input,
+            *table.variants[number],
+        )
 
     def _checked(self, output: Tensor, x: Tensor, number: int) -> Tensor:
         if not isinstance(output, Tensor):

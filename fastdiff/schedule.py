@@ -1,4 +1,4 @@
-"""Noise schedules in float64: x_t = alpha(t) x_0 + sigma(t) epsilon, and the times a sampler visits.
+"""Noise schedules in float64, x_t = alpha(t) x_0 + sigma(t) epsilon, and the times of a sampler.
 
 Everything the solvers need is a function of log alpha and log sigma, which stay accurate at both
 ends where alpha or sigma vanish. All functions take a Python number, a float64 array or a torch
@@ -44,7 +44,7 @@ def plain(value: Array) -> Array:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A noise schedule. Make one with the class methods: `linear_beta`, `cosine`, `edm`, `flow`, ...
+    """A noise schedule; made by the class methods `linear_beta`, `cosine`, `edm`, `flow`, ...
 
     Attributes:
         name: how the schedule was made; appears in printed tableaux.
@@ -294,9 +294,7 @@ class NoiseSchedule:
                              f"got {times[0]} .. {times[-1]}")  # fmt: skip
         return times
 
-    def _spaced_times(
-        self, steps: int, spacing: str, first: float, convention: str
-    ) -> np.ndarray:
+    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
         if convention != "aligned":
             self.with_convention(convention)
         if spacing in ("leading", "quadratic"):
@@ -342,7 +340,9 @@ class _Discrete(NoiseSchedule):
 
     @classmethod
     def from_log_bar(cls, name: str, log_bar: np.ndarray) -> _Discrete:
-        return cls(name, float(len(log_bar) - 1), 0.0, -1.0, "trailing", 1.0, (0.0, *map(float, log_bar)))  # fmt: skip  # noqa: E501
+        return cls(
+            name, float(len(log_bar) - 1), 0.0, -1.0, "trailing", 1.0, (0.0, *map(float, log_bar))
+        )
 
     def _log_bar(self, t: Array) -> Array:
         if isinstance(t, torch.Tensor):
@@ -377,9 +377,7 @@ class _Discrete(NoiseSchedule):
     def with_convention(self, convention: str) -> NoiseSchedule:
         return replace(self, official=True) if convention == "official" else self
 
-    def _spaced_times(
-        self, steps: int, spacing: str, first: float, convention: str
-    ) -> np.ndarray:
+    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
         span = int(first) + 1  # times 0 .. span - 1, and -1
         if steps > span:
             raise ValueError(f"steps must be at most {span}, the number of times from {first:g} "
@@ -476,9 +474,7 @@ class _Flow(NoiseSchedule):
     def time(self, logsnr: Array) -> Array:
         return plain(1 / (1 + np.exp(0.5 * np.asarray(logsnr))))
 
-    def _spaced_times(
-        self, steps: int, spacing: str, first: float, convention: str
-    ) -> np.ndarray:
+    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
         if spacing not in ("trailing", "linspace"):
             return super()._spaced_times(steps, spacing, first, convention)
         # `first` is a shifted time: unshift it, space, shift.

@@ -32,11 +32,11 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from fastdiff.prediction import Prediction, prediction
 from fastdiff.schedule import Array, NoiseSchedule, namespace
@@ -360,7 +360,7 @@ class Tableau:
 
     # -- what a user asks of it -------------------------------------------------------------------
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """Network evaluations of one run (a guided evaluation counts once)."""
         return sum(stage.time is not None for stage in self.stages)
@@ -370,12 +370,12 @@ class Tableau:
         """Intervals of the time grid."""
         return len(self.times) - 1
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
         """Whether the run draws noise on the way."""
         return any(stage.is_stochastic for stage in self.stages)
 
-    @property
+    @cached_property
     def samples(self) -> int | None:
         """B where the coefficients are per sample, None where all samples share them."""
         for stage in self.stages:
@@ -384,12 +384,12 @@ class Tableau:
                     return len(coefficient)
         return None
 
-    @property
+    @cached_property
     def launches(self) -> int:
         """Launches of the fused step (the first is skipped where it would change nothing)."""
         return len(self.stages) - self.stages[0].is_identity
 
-    @property
+    @cached_property
     def passes(self) -> int:
         """Reads and writes of whole image tensors by the fused step over the run."""
         total = 0

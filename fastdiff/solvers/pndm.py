@@ -22,7 +22,7 @@ ADAMS_BASHFORTH = (
 
 
 def blend(history: deque[Form]) -> Form:
-    """The Adams-Bashforth combination of a history, newest first, at the order its length allows."""
+    """The Adams-Bashforth combination of a history, newest first; its length is the order."""
     weights = ADAMS_BASHFORTH[len(history) - 1]
     total = weights[0] * history[0]
     for weight, d in zip(weights[1:], list(history)[1:], strict=True):

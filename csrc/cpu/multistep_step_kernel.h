@@ -1,0 +1,268 @@
+// The kernel, compiled once per instruction set: multistep_step.cpp includes this file in a namespace of its own with
+//   FASTDIFF_TARGET        the function attribute that selects the instruction set
+//   FASTDIFF_VECTOR_BYTES  the width of its registers
+// No include guard, and no includes here.
+
+template <class S>
+struct Vector {
+  typedef S Type __attribute__((vector_size(FASTDIFF_VECTOR_BYTES)));
+};
+
+template <class V, class S>
+FASTDIFF_TARGET inline V load(const S* from) {
+  V value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class V, class S>
+FASTDIFF_TARGET inline void store(S* to, V value) {
+  memcpy(to, &value, sizeof value);
+}
+
+// Past the caches; a vector's `to` is aligned to it. Scalars (the tail of a sample) are stored as usual.
+template <class V, class S>
+FASTDIFF_TARGET inline void store_streaming(S* to, V value) {
+  if constexpr (sizeof(V) != FASTDIFF_VECTOR_BYTES) {
+    store(to, value);
+  } else {
+#if !defined(__SSE2__)
+    store(to, value);
+#elif FASTDIFF_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+#elif FASTDIFF_VECTOR_BYTES == 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(value));
+#endif
+  }
+}
+
+// One sample's coefficients, and its slots by name. Terms with a zero weight are dropped here, so nothing reads them.
+template <class S, int W>
+struct Row {
+  S p, q, lo, hi, c_in, guidance;
+  const S* first;  // read slot 0, for x0
+  bool needs_x0, needs_model, needs_noise;
+  S x0_weight[W], model_weight[W], noise_weight[W];
+  int terms[W];
+  S weight[W][kMaxReads];
+  const S* slot[W][kMaxReads];
+  S* write[W];
+  bool stream[W];
+};
+
+template <class S, int W>
+FASTDIFF_TARGET inline Row<S, W> make_row(const MultistepStep& step, int64_t sample) {
+  Row<S, W> row;
+  const int reads = step.reads;
+  const int64_t length = kRowHead + W * (3 + reads);
+  const S* c = static_cast<const S*>(step.coefficients) + (step.row_per_sample ? sample * length : 0);
+  S* const slots = static_cast<S*>(step.slots) + sample * step.elements;
+  const int32_t* const read = step.index + 2;
+  row.p = c[0], row.q = c[1], row.lo = c[2], row.hi = c[3], row.c_in = c[4];
+  row.guidance = step.guidance ? static_cast<const S*>(step.guidance)[step.guidance_per_sample ? sample : 0] : S{0};
+  row.first = slots + read[0] * step.slot_stride;
+  row.needs_x0 = row.needs_model = row.needs_noise = false;
+  c += kRowHead;
+  for (int w = 0; w < W; ++w, c += 3 + reads) {
+    row.x0_weight[w] = c[0], row.model_weight[w] = c[1], row.noise_weight[w] = c[2];
+    row.needs_x0 |= c[0] != 0;
+    row.needs_model |= c[1] != 0;
+    row.needs_noise |= c[2] != 0;
+    row.terms[w] = 0;
+    for (int r = 0; r < reads; ++r) {
+      if (c[3 + r] == 0) continue;
+      row.weight[w][row.terms[w]] = c[3 + r];
+      row.slot[w][row.terms[w]++] = slots + read[r] * step.slot_stride;
+    }
+    row.write[w] = slots + read[reads + w] * step.slot_stride;
+  }
+  row.needs_model |= row.needs_x0 && row.p != 0;
+  for (int w = 0; w < W; ++w) {
+    bool is_read = row.needs_x0 && row.q != 0 && row.write[w] == row.first;
+    for (int v = 0; v < W; ++v)
+      for (int t = 0; t < row.terms[v]; ++t) is_read |= row.write[w] == row.slot[v][t];
+    row.stream[w] = step.stream && !is_read;
+  }
+  return row;
+}
+
+// The operands of a chunk other than slots, at the chunk's first element; null: zero.
+template <class S>
+struct Operands {
+  const S* model;        // output, or its unconditional half
+  const S* conditional;  // null: no guidance
+  const S* noise;
+  S* scaled;             // receives c_in * new_0; null: not wanted
+};
+
+// Elements [i, i + lanes) of the sample, which are [j, j + lanes) of the chunk. V is a vector, or S itself for a tail.
+template <class V, class S, int W>
+FASTDIFF_TARGET inline void update(const Row<S, W>& row, const Operands<S>& at, int64_t i, int64_t j) {
+  V model = V{}, x0 = V{}, sum[W];
+  if (at.model) {
+    model = load<V>(at.model + j);
+    if (at.conditional) model = model + row.guidance * (load<V>(at.conditional + j) - model);
+  }
+  if (row.needs_x0) {
+    if (row.p != 0) x0 = row.p * model;
+    if (row.q != 0) x0 = x0 + row.q * load<V>(row.first + i);
+    const V lo = V{} + row.lo, hi = V{} + row.hi;
+    x0 = x0 < lo ? lo : x0;
+    x0 = x0 > hi ? hi : x0;
+  }
+  for (int w = 0; w < W; ++w) {
+    V total = V{};
+    for (int t = 0; t < row.terms[w]; ++t) total = total + row.weight[w][t] * load<V>(row.slot[w][t] + i);
+    if (row.x0_weight[w] != 0) total = total + row.x0_weight[w] * x0;
+    if (row.model_weight[w] != 0) total = total + row.model_weight[w] * model;
+    if (row.noise_weight[w] != 0 && at.noise) total = total + row.noise_weight[w] * load<V>(at.noise + j);
+    sum[w] = total;
+  }
+  for (int w = 0; w < W; ++w) {
+    if (row.stream[w])
+      store_streaming(row.write[w] + i, sum[w]);
+    else
+      store(row.write[w] + i, sum[w]);
+  }
+  if (at.scaled) store(at.scaled + j, V(row.c_in * sum[0]));
+}
+
+template <class From, class S>
+FASTDIFF_TARGET inline void widen_loop(const void* from, int64_t offset, S* to, int64_t count) {
+  const From* source = static_cast<const From*>(from) + offset;
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<S>(widen(source[i]));
+}
+
+// `count` values at from + offset as S: in place where the type is S already, else converted into the buffer.
+template <class S>
+FASTDIFF_TARGET __attribute__((noinline)) const S* view(const void* from, Type type, int64_t offset, S* buffer, int64_t count) {
+  if (type == (sizeof(S) == 8 ? Type::f64 : Type::f32)) return static_cast<const S*>(from) + offset;
+  switch (type) {
+    case Type::f64: widen_loop<double>(from, offset, buffer, count); break;
+    case Type::f32: widen_loop<float>(from, offset, buffer, count); break;
+    case Type::f16: widen_loop<Half>(from, offset, buffer, count); break;
+    case Type::bf16: widen_loop<BFloat16>(from, offset, buffer, count); break;
+  }
+  return buffer;
+}
+
+template <class To, class S>
+FASTDIFF_TARGET inline void narrow_loop(const S* from, void* to, int64_t offset, int64_t count) {
+  To* target = static_cast<To*>(to) + offset;
+  for (int64_t i = 0; i < count; ++i) narrow(from[i], target[i]);
+}
+
+template <class S>
+FASTDIFF_TARGET __attribute__((noinline)) void write_as(const S* from, void* to, Type type, int64_t offset, int64_t count) {
+  switch (type) {
+    case Type::f64: return narrow_loop<double>(from, to, offset, count);
+    case Type::f32: return narrow_loop<float>(from, to, offset, count);
+    case Type::f16: return narrow_loop<Half>(from, to, offset, count);
+    case Type::bf16: return narrow_loop<BFloat16>(from, to, offset, count);
+  }
+}
+
+// 4 * blocks normals of one image, from element 4 * first_block on.
+FASTDIFF_TARGET __attribute__((noinline)) void normals(
+    uint64_t seed, uint32_t stage, uint32_t purpose, uint64_t first_block, int64_t blocks, float* to) {
+  const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  const uint32_t low = static_cast<uint32_t>(first_block), high = static_cast<uint32_t>(first_block >> 32);
+  for (int i = 0; i < static_cast<int>(blocks); ++i) {
+    const uint32_t counter = low + static_cast<uint32_t>(i);
+    uint32_t word[4] = {counter, high + (counter < low), stage, purpose};
+    philox4x32(word, k0, k1);
+    const Pair a = box_muller(word[0], word[1]), b = box_muller(word[2], word[3]);
+    to[4 * i] = a.first;
+    to[4 * i + 1] = a.second;
+    to[4 * i + 2] = b.first;
+    to[4 * i + 3] = b.second;
+  }
+}
+
+constexpr int64_t kNormals = kChunk + 8;  // a chunk's normals, widened to whole Philox blocks at both ends
+
+// The normals of elements [begin, begin + count) of a sample in memory order.
+template <class S>
+FASTDIFF_TARGET __attribute__((noinline)) void sample_normals(
+    const MultistepStep& step, int64_t sample, int64_t begin, int64_t count, S* to) {
+  float buffer[kNormals];
+  const auto draw = [&](int64_t first, int64_t wanted) {  // logical elements [first, first + wanted)
+    const int64_t block = first / 4;
+    normals(step.seeds[sample], step.index[0], step.index[1], block, (first + wanted + 3) / 4 - block, buffer);
+    return buffer + (first - 4 * block);
+  };
+  if (step.channels == 1) {
+    const float* z = draw(begin, count);
+    for (int64_t i = 0; i < count; ++i) to[i] = z[i];
+    return;
+  }
+  const int64_t channels = step.channels, positions = step.elements / channels;
+  const int64_t first = begin / channels, last = (begin + count + channels - 1) / channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    const float* z = draw(c * positions + first, last - first);
+    for (int64_t position = first; position < last; ++position) {
+      const int64_t i = position * channels + c - begin;
+      if (i >= 0 && i < count) to[i] = z[position - first];
+    }
+  }
+}
+
+template <class S, int W>
+FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t end) {
+  using V = typename Vector<S>::Type;
+  constexpr int64_t lanes = sizeof(V) / sizeof(S);
+  alignas(64) S model_buffer[kChunk], conditional_buffer[kChunk], noise_buffer[kChunk], scaled_buffer[kChunk];
+  const int64_t per_sample = chunks_per_sample(step);
+  Row<S, W> row;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t sample = chunk / per_sample;
+    const int64_t start = (chunk - sample * per_sample) * kChunk;
+    const int64_t count = step.elements - start < kChunk ? step.elements - start : kChunk;
+    if (chunk == begin || start == 0) row = make_row<S, W>(step, sample);
+
+    Operands<S> at{};
+    if (step.output && row.needs_model) {
+      const int64_t offset = sample * step.output_stride + start;
+      at.model = view(step.output, step.output_type, offset, model_buffer, count);
+      if (step.guidance)
+        at.conditional = view(
+            step.output, step.output_type, offset + step.batch * step.output_stride, conditional_buffer, count);
+    }
+    if (row.needs_noise && step.seeds) {
+      sample_normals(step, sample, start, count, noise_buffer);
+      at.noise = noise_buffer;
+    } else if (row.needs_noise && step.noise) {
+      at.noise = static_cast<const S*>(step.noise) + sample * step.noise_stride + start;
+    }
+    at.scaled = step.network_input ? scaled_buffer : nullptr;
+
+    Row<S, W> chunk_row = row;
+    for (int w = 0; w < W; ++w)
+      chunk_row.stream[w] &= reinterpret_cast<uintptr_t>(row.write[w] + start) % sizeof(V) == 0;
+    int64_t j = 0;
+    for (; j + lanes <= count; j += lanes) update<V>(chunk_row, at, start + j, j);
+    for (; j < count; ++j) update<S>(chunk_row, at, start + j, j);
+
+    for (int copy = 0; copy < (step.network_input ? step.network_input_copies : 0); ++copy) {
+      const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;
+      write_as(scaled_buffer, step.network_input, step.network_input_type, offset, count);
+    }
+  }
+#if defined(__SSE2__)
+  if (step.stream) _mm_sfence();
+#endif
+}
+
+FASTDIFF_TARGET void run(const MultistepStep& step, int64_t begin, int64_t end) {
+  const auto by_writes = [&](auto zero) {
+    using S = decltype(zero);
+    switch (step.writes) {
+      case 1: return run_range<S, 1>(step, begin, end);
+      case 2: return run_range<S, 2>(step, begin, end);
+      default: return run_range<S, 3>(step, begin, end);
+    }
+  };
+  step.is_double ? by_writes(double{}) : by_writes(float{});
+}

@@ -1,0 +1,54 @@
+// What a backend of multistep_step gets: pointers, sizes and strides. No torch, no CUDA.
+// The operation itself is defined in fastdiff/ops/multistep_step.py.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdiff {
+
+enum class Type { f64, f32, f16, bf16 };
+
+constexpr int kMaxReads = 16;
+constexpr int kMaxWrites = 3;
+constexpr int kRowHead = 5;  // p, q, lo, hi, c_in
+
+struct MultistepStep {
+  void* slots;                   // [S, batch, elements], each slot dense; float32 or float64
+  int64_t slot_stride;           // elements from slot to slot
+  bool is_double;                // type of slots, coefficients, guidance and noise
+  int64_t batch, elements;       // elements of one sample
+  int64_t channels;              // 1: memory order is logical order; else memory is (positions, channels)
+  const void* output;            // null: zero
+  int64_t output_stride;         // elements from sample to sample
+  Type output_type;
+  const void* coefficients;      // rows of kRowHead + writes * (3 + reads)
+  bool row_per_sample;
+  const int32_t* index;          // stage, purpose, slots to read, slots to write
+  const void* guidance;          // null: none; else output holds 2 * batch samples, unconditional ones first
+  bool guidance_per_sample;
+  const int64_t* seeds;          // null: none
+  const void* noise;             // null: none
+  int64_t noise_stride;
+  void* network_input;           // null: none
+  int64_t network_input_stride;
+  Type network_input_type;
+  int network_input_copies;      // 1, or 2: the second batch samples later
+  int reads, writes;
+  bool stream;                   // bypass the caches where a slot is written and not read
+};
+
+// Work is cut into chunks of this many elements; a sample owns ceil(elements / kChunk) of them.
+constexpr int64_t kChunk = 1024;
+
+inline int64_t chunks_per_sample(const MultistepStep& step) {
+  return (step.elements + kChunk - 1) / kChunk;
+}
+
+namespace cpu {
+// Runs the chunks [begin, end) of batch * chunks_per_sample(step). Ranges may run in parallel.
+void multistep_step(const MultistepStep& step, int64_t begin, int64_t end);
+// The instruction set in use: "baseline", "avx2" or "avx512" (FASTDIFF_CPU_TARGET may ask for less than there is).
+const char* target();
+}  // namespace cpu
+
+}  // namespace fastdiff

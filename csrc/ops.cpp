@@ -1,0 +1,106 @@
+// The only C++ file that sees torch: LibTorch's stable ABI, so one build serves torch 2.11 and later.
+// Schemas are defined in Python (fastdiff/ops), which also validates; here only memory safety is checked.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "multistep_step.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+fastdiff::Type type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return fastdiff::Type::f64;
+    case ScalarType::Float: return fastdiff::Type::f32;
+    case ScalarType::Half: return fastdiff::Type::f16;
+    case ScalarType::BFloat16: return fastdiff::Type::bf16;
+    default: STD_TORCH_CHECK(false, "multistep_step takes float64, float32, float16 and bfloat16 tensors");
+  }
+}
+
+// How many channels lie side by side in memory: 1 for contiguous samples, C for channels_last ones.
+int64_t interleaved_channels(const Tensor& slots) {
+  int64_t expected = 1;
+  for (int64_t dim = slots.dim() - 1; dim >= 2; --dim) {
+    if (slots.size(dim) != 1 && slots.stride(dim) != expected) return slots.size(2);
+    expected *= slots.size(dim);
+  }
+  return 1;
+}
+
+// Elements a thread should at least get: below this, waking a second one costs more than it gives.
+constexpr int64_t kElementsPerThread = 32 * 1024;
+constexpr int64_t kRandomElementsPerThread = 4 * 1024;
+// Launches that move more than this many bytes write past the caches.
+constexpr int64_t kStreamBytes = 32 << 20;
+
+void multistep_step(
+    Tensor slots,
+    std::optional<Tensor> output,
+    Tensor coefficients,
+    Tensor index,
+    std::optional<Tensor> guidance,
+    std::optional<Tensor> seeds,
+    std::optional<Tensor> noise,
+    std::optional<Tensor> network_input,
+    int64_t reads,
+    int64_t writes) {
+  STD_TORCH_CHECK(
+      reads >= 1 && reads <= fastdiff::kMaxReads && writes >= 1 && writes <= fastdiff::kMaxWrites &&
+          index.numel() == 2 + reads + writes,
+      "multistep_step: index must hold 2 + reads + writes numbers");
+  fastdiff::MultistepStep step{};
+  const int64_t count = slots.size(0), elements_and_batch = slots.numel();
+  if (elements_and_batch == 0) return;
+  step.slots = slots.data_ptr();
+  step.slot_stride = slots.stride(0);
+  step.is_double = type_of(slots) == fastdiff::Type::f64;
+  step.batch = slots.size(1);
+  step.elements = elements_and_batch / (count * step.batch);
+  step.channels = interleaved_channels(slots);
+  step.coefficients = coefficients.data_ptr();
+  step.row_per_sample = coefficients.size(0) > 1;
+  step.index = static_cast<const int32_t*>(index.data_ptr());
+  step.reads = static_cast<int>(reads);
+  step.writes = static_cast<int>(writes);
+  for (int64_t i = 2; i < 2 + reads + writes; ++i) {
+    STD_TORCH_CHECK(
+        step.index[i] >= 0 && step.index[i] < count, "multistep_step: index names slot ", step.index[i], ", but slots has ", count);
+  }
+  if (output) {
+    step.output = output->data_ptr();
+    step.output_stride = output->stride(0);
+    step.output_type = type_of(*output);
+  }
+  if (guidance) {
+    step.guidance = guidance->data_ptr();
+    step.guidance_per_sample = guidance->numel() > 1;
+  }
+  if (seeds) step.seeds = static_cast<const int64_t*>(seeds->data_ptr());
+  if (noise) {
+    step.noise = noise->data_ptr();
+    step.noise_stride = noise->stride(0);
+  }
+  if (network_input) {
+    step.network_input = network_input->data_ptr();
+    step.network_input_stride = network_input->stride(0);
+    step.network_input_type = type_of(*network_input);
+    step.network_input_copies = static_cast<int>(network_input->size(0) / step.batch);
+  }
+
+  const int64_t chunks = step.batch * fastdiff::chunks_per_sample(step);
+  const int64_t bytes = step.batch * step.elements * (step.is_double ? 8 : 4);
+  step.stream = bytes * (reads + writes) > kStreamBytes;
+  const int64_t grain = (seeds ? kRandomElementsPerThread : kElementsPerThread) / fastdiff::kChunk;
+  torch::stable::parallel_for(
+      0, chunks, grain, [&](int64_t begin, int64_t end) { fastdiff::cpu::multistep_step(step, begin, end); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { library.impl("multistep_step", TORCH_BOX(&multistep_step)); }

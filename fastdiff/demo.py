@@ -1,0 +1,283 @@
+"""`fastdiff demo`: sample real digits live, say what each solver costs and how good it is, draw it.
+
+The model is small, so these pictures are 8x8 scans and the milliseconds are this machine's; what
+carries over to large networks is the count of network calls and the distance per call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff.doctor import examine, warnings
+from fastdiff.models import load_digits
+from fastdiff.ops import allocate_slots, multistep_step_ref, multistep_step_unchecked
+
+SEEDS = 64
+STEP_SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))
+# (label, solver, steps): what is sampled live, in the order of the columns.
+COLUMNS = (
+    ("DDIM", "ddim", 50),
+    ("DDIM", "ddim", 10),
+    ("iPNDM", "ipndm", 10),
+    ("S-PNDM", "s_pndm", 12),
+    ("S-PNDM", "s_pndm", 19),
+    ("F-PNDM", "f_pndm", 4),
+    ("F-PNDM", "f_pndm", 11),
+    ("DPM++ 2M", "dpmpp_2m", 10),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One solver's samples of the common seeds: [64, 1, 8, 8], and what they cost."""
+
+    label: str
+    calls: int
+    milliseconds: float  # per image, in a batch of all seeds
+    distance: float  # RMS to the converged solution from the same noise, mean over seeds
+    interval: float  # half of its 95 % interval
+    images: Tensor
+
+
+def run(out: Path) -> None:
+    """The whole demo: tables on the terminal, demo.png and quality.png in `out`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print("[bold]fastdiff[/bold]")
+    for topic, finding in examine():
+        console.print(f"{topic:>14}  {finding}", highlight=False)
+    for warning in warnings():
+        console.print(f"{'warning':>14}  {warning}", style="yellow")
+
+    speeds = Table("one solver step", "image batch", "stock", "fused", "ratio",
+                   title="\nThe solver step: diffusers' scheduler against one launch")  # fmt: skip
+    for name, shape, stock, fused in step_speeds():
+        speeds.add_row(name, "x".join(map(str, shape)), f"{stock * 1e6:.0f} us",
+                       f"{fused * 1e6:.0f} us", f"{stock / fused:.1f}x")  # fmt: skip
+    console.print(speeds)
+
+    console.print(f"\nSampling {SEEDS} digits from the same {SEEDS} noises with each solver ...")
+    columns = [sample_column(*column) for column in COLUMNS]
+    quality = Table("solver", "calls", "ms per image", "distance to the converged solution",
+                    title="\nWhat each solver costs and how close it comes")  # fmt: skip
+    for c in columns:
+        quality.add_row(c.label, str(c.calls), f"{c.milliseconds:.2f}",
+                        f"{c.distance:.4f} +- {c.interval:.4f}")  # fmt: skip
+    console.print(quality)
+
+    out.mkdir(parents=True, exist_ok=True)
+    draw_columns(columns, out / "demo.png")
+    draw_quality(out / "quality.png")
+    console.print(f"\nPictures: {out / 'demo.png'}, {out / 'quality.png'}")
+
+    slow = sample_column("DDIM", "ddim", 1000)
+    fast = next(c for c in columns if (c.label, c.calls) == ("iPNDM", 10))
+    console.print(
+        f"\nFrom DDIM with 1000 calls to iPNDM with 10: "
+        f"{slow.milliseconds / fast.milliseconds:.0f} times faster on this machine, at a distance "
+        f"of {fast.distance:.4f} from the converged solution (DDIM-1000: {slow.distance:.4f}; "
+        "pixels run from -1 to 1).",
+        highlight=False,
+    )
+
+
+# == The fused step against stock schedulers =======================================================
+
+
+def step_speeds() -> list[tuple[str, tuple[int, ...], float, float]]:
+    """(name, batch shape, seconds of the stock scheduler's step, seconds of the fused launch)."""
+    rows = []
+    for shape in STEP_SIZES:
+        for name, solver in (("PNDM", "plms"), ("UniPC", "unipc")):
+            x, output = torch.randn(shape), torch.randn(shape)
+            stock = stock_step(name, x, output)
+            fused = fused_step(solver, x, output)
+            seconds, ours = interleaved((stock, fused))
+            rows.append((name, shape, seconds, ours))
+    return rows
+
+
+def stock_step(name: str, x: Tensor, output: Tensor) -> Callable[[], Any]:
+    """diffusers' scheduler step in its steady state (full history), without network."""
+    import diffusers
+
+    scheduler: Any
+    if name == "PNDM":
+        scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    else:
+        scheduler = diffusers.UniPCMultistepScheduler(beta_end=0.02)
+
+    def start() -> Any:
+        scheduler.set_timesteps(500)
+        times = iter(scheduler.timesteps)
+        for _ in range(6):
+            scheduler.step(output, next(times), x)
+        return times
+
+    times = start()
+    left = 480
+
+    def step() -> None:
+        nonlocal times, left
+        if left == 0:
+            times, left = start(), 480
+        left -= 1
+        scheduler.step(output, next(times), x)
+
+    return step
+
+
+def fused_step(solver: str, x: Tensor, output: Tensor) -> Callable[[], Any]:
+    """The same step as one launch of ours, checked against its definition before it is timed."""
+    tableau = fastdiff.build_tableau(solver, fastdiff.NoiseSchedule.linear_beta(), 20)
+    stage = 10
+    slots = allocate_slots(tableau.slots, x)
+    slots.copy_(torch.randn(tableau.slots, *x.shape))
+    row = torch.from_numpy(tableau.row(stage)).float()
+    index = torch.from_numpy(tableau.index(stage))
+    variant = tableau.read_width(stage), len(tableau.stages[stage].writes)
+    arguments = (slots, output, row, index, None, None, None, None, *variant)
+    expected = slots.clone()
+    multistep_step_ref(expected, *arguments[1:])
+    multistep_step_unchecked(*arguments)
+    if not torch.equal(slots, expected):
+        raise RuntimeError(f"the fused {solver} step differs from its reference; nothing was timed")
+    return lambda: multistep_step_unchecked(*arguments)
+
+
+def interleaved(functions: tuple[Callable[[], Any], ...], seconds: float = 0.5) -> list[float]:
+    """Median seconds of a call of each function, in turns so that all see the same machine."""
+    times: list[list[float]] = [[] for _ in functions]
+    for function in functions:
+        function()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 10:
+        for function, found in zip(functions, times, strict=True):
+            before = time.perf_counter()
+            function()
+            found.append(time.perf_counter() - before)
+    return [median(found) for found in times]
+
+
+# == Samples of common seeds =======================================================================
+
+
+def sample_column(label: str, solver: str, steps: int) -> Column:
+    """Sample the common seeds with one solver; every grid starts and ends at the same times."""
+    sampler, reference = _digits_sampler(solver, steps), _reference()
+    seeds, labels = torch.arange(SEEDS), _labels(SEEDS)
+    if sampler.tableau.nfe < 100:
+        sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)  # warm up
+    before = time.perf_counter()
+    images = sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)
+    elapsed = time.perf_counter() - before
+    distances = (images - reference).square().mean(dim=(1, 2, 3)).sqrt()
+    return Column(
+        label,
+        sampler.tableau.nfe,
+        1e3 * elapsed / SEEDS,
+        float(distances.mean()),
+        float(1.96 * distances.std() / SEEDS**0.5),
+        images,
+    )
+
+
+def sample_digits(
+    out: Path, solver: str, steps: int, seed: int, count: int, digit: int | None
+) -> fastdiff.Sampler:
+    """Write a picture of sampled digits; returns the sampler that made it."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1; got {count}")
+    if digit is not None and not 0 <= digit <= 9:
+        raise ValueError(f"digit must be 0 .. 9; got {digit}")
+    sampler = _digits_sampler(solver, steps)
+    labels = _labels(count) if digit is None else torch.full((count,), digit)
+    images = sampler(seeds=torch.arange(seed, seed + count), shape=(1, 8, 8), labels=labels)
+    import matplotlib.pyplot as plt
+
+    columns = min(count, 10)
+    rows = -(-count // columns)
+    sheet = torch.full((rows * 9 + 1, columns * 9 + 1), 1.0)
+    for i, image in enumerate(images):
+        y, x = divmod(i, columns)
+        sheet[y * 9 + 1 : y * 9 + 9, x * 9 + 1 : x * 9 + 9] = image[0].clamp(-1, 1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    plt.imsave(part, np.kron(sheet.numpy(), np.ones((8, 8))), cmap="gray_r", format="png")
+    part.replace(out)
+    return sampler
+
+
+def _digits_sampler(solver: str, steps: int) -> fastdiff.Sampler:
+    unet, _ = load_digits()
+    return fastdiff.Sampler(
+        unet, fastdiff.NoiseSchedule.linear_beta(), solver=solver, steps=steps, spacing="trailing"
+    )
+
+
+def _labels(count: int) -> Tensor:
+    return torch.arange(count) % 10
+
+
+def _reference() -> Tensor:
+    """The converged samples of the common seeds [64, 1, 8, 8], solved to float64 accuracy."""
+    with np.load(str(files("fastdiff") / "assets" / "digits_reference.npz")) as arrays:
+        return torch.from_numpy(arrays["samples"])
+
+
+# == Pictures ======================================================================================
+
+
+def draw_columns(columns: list[Column], path: Path, rows: int = 10) -> None:
+    """One noise per row; a column per solver, between the noise and the converged solution."""
+    import matplotlib.pyplot as plt
+
+    from fastdiff.training.digits import digits_split
+
+    scans, scan_labels = digits_split()[1]
+    held_out = torch.stack([scans[scan_labels == digit][0] for digit in range(rows)])
+    noise = fastdiff.seeded_noise(torch.arange(rows), (rows, 1, 8, 8)) / 3
+    sheets = [("noise", "", noise)]
+    sheets += [
+        (c.label, f"{c.calls} calls\n{c.milliseconds:.1f} ms", c.images[:rows]) for c in columns
+    ]
+    sheets += [("converged", "", _reference()[:rows]), ("held-out\nscans", "", held_out)]
+
+    figure, axes = plt.subplots(rows, len(sheets), figsize=(1.05 * len(sheets), 1.05 * rows + 0.9))
+    for column, (label, cost, images) in enumerate(sheets):
+        axes[0, column].set_title(label, fontsize=11, pad=26 if cost else 8)
+        if cost:
+            axes[0, column].text(
+                0.5, 1.05, cost, transform=axes[0, column].transAxes, ha="center", fontsize=8
+            )
+        for row in range(rows):
+            axes[row, column].imshow(images[row, 0], cmap="gray_r", vmin=-1, vmax=1)
+            axes[row, column].set_axis_off()
+    figure.text(
+        0.5, 0.012, f"8x8 digits from one noise per row; ms per image, {machine()}",
+        ha="center", fontsize=9, color="0.35",
+    )  # fmt: skip
+    figure.subplots_adjust(0.01, 0.035, 0.99, 0.915, wspace=0.06, hspace=0.06)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write whole or not at all."""
+    import matplotlib.pyplot as plt
+
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, dpi=110, format="png")
+    plt.close(figure)
+    part.replace(path)
