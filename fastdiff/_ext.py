@@ -1,11 +1,12 @@
-"""The compiled extension, loaded once; without it fastdiff runs on Triton (CUDA) and on the PyTorch references (CPU).
+"""The compiled extension, loaded once.
 
-HAS_EXT: whether the extension is there. reason: why not, in one sentence ("" when it is).
+Without it fastdiff runs on Triton (CUDA) and on the PyTorch references (CPU). HAS_EXT: whether it
+is there. reason: why not, in one sentence ("" when it is).
 """
 
 from __future__ import annotations
 
-import torch  # noqa: F401  the extension's symbols live in torch's libraries, which must be loaded first
+import torch  # noqa: F401  first: the extension's symbols live in torch's libraries
 
 try:
     from . import _C  # importing it registers the C++ operators
@@ -13,7 +14,7 @@ try:
     reason = ""
 except ModuleNotFoundError:
     _C = None
-    reason = "the C++ extension was not built (FASTDIFF_EXT=0, or a checkout that was never installed)"
+    reason = "the C++ extension was not built (FASTDIFF_EXT=0, or a checkout never installed)"
 except ImportError as error:
     _C = None
     reason = f"the C++ extension does not load: {error}"
@@ -22,5 +23,5 @@ HAS_EXT = _C is not None
 
 
 def build_info() -> dict[str, str]:
-    """How the extension was built (compiler, CPU targets, torch ABI target, CUDA); empty without the extension."""
+    """How the extension was built: compiler, torch_target, cuda, cpu_target. {} without it."""
     return dict(_C.build_info()) if HAS_EXT else {}

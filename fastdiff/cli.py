@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train, name="train")
+evaluate = typer.Typer(help="Measure a model.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.command()
@@ -67,6 +69,20 @@ def digits(
         train_digits(out, steps=steps, seed=seed)
 
 
+@evaluate.command("digits")
+def evaluate_digits_model(
+    out: Annotated[Path, typer.Option(help="The JSON to write; resumed if there.")] = Path(
+        "runs/digits_quality.json"
+    ),
+    samples: Annotated[int, typer.Option(help="For the Frechet distance.")] = 5000,
+) -> None:
+    """Measure every solver on the digits model: distances, their intervals, calls and time."""
+    from fastdiff.training.evaluate import evaluate_digits
+
+    with _clear_errors():
+        evaluate_digits(out, samples)
+
+
 @app.command()
 def solvers(
     show: Annotated[str | None, typer.Option(help="Print this solver's tableau.")] = None,
@@ -81,10 +97,12 @@ def solvers(
         with _clear_errors():
             print(fastdiff.build_tableau(show, schedule, steps))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("solver", "calls at 10 steps", "buffers", "passes a run", "options", "what it is")
+    table = Table("solver", "calls", "slots", "passes", "options", "", box=box.SIMPLE,
+                  caption="calls, buffers and passes over the image at 10 steps")  # fmt: skip
     for name in fastdiff.solver_names():
         chosen, tableau = get_solver(name), fastdiff.build_tableau(name, schedule, 10)
         table.add_row(name, str(tableau.nfe), str(tableau.slots), str(tableau.passes),

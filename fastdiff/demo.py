@@ -6,9 +6,11 @@ carries over to large networks is the count of network calls and the distance pe
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff.doctor import examine, warnings
-from fastdiff.models import load_digits
+from fastdiff.doctor import examine, machine, warnings
+from fastdiff.models import load_digits, load_digits_reference
 from fastdiff.ops import allocate_slots, multistep_step_ref, multistep_step_unchecked
+from fastdiff.training.quality import Estimate, paired_error
 
 SEEDS = 64
 STEP_SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))
@@ -44,8 +47,7 @@ class Column:
     label: str
     calls: int
     milliseconds: float  # per image, in a batch of all seeds
-    distance: float  # RMS to the converged solution from the same noise, mean over seeds
-    interval: float  # half of its 95 % interval
+    distance: Estimate  # RMS per pixel to the converged solution from the same noises
     images: Tensor
 
 
@@ -73,8 +75,9 @@ def run(out: Path) -> None:
     quality = Table("solver", "calls", "ms per image", "distance to the converged solution",
                     title="\nWhat each solver costs and how close it comes")  # fmt: skip
     for c in columns:
-        quality.add_row(c.label, str(c.calls), f"{c.milliseconds:.2f}",
-                        f"{c.distance:.4f} +- {c.interval:.4f}")  # fmt: skip
+        d = c.distance
+        interval = f"{d.value:.4f}  ({d.low:.4f} .. {d.high:.4f})"
+        quality.add_row(c.label, str(c.calls), f"{c.milliseconds:.2f}", interval)
     console.print(quality)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -87,8 +90,8 @@ def run(out: Path) -> None:
     console.print(
         f"\nFrom DDIM with 1000 calls to iPNDM with 10: "
         f"{slow.milliseconds / fast.milliseconds:.0f} times faster on this machine, at a distance "
-        f"of {fast.distance:.4f} from the converged solution (DDIM-1000: {slow.distance:.4f}; "
-        "pixels run from -1 to 1).",
+        f"of {fast.distance.value:.4f} from the converged solution (DDIM-1000: "
+        f"{slow.distance.value:.4f}; pixels run from -1 to 1).",
         highlight=False,
     )
 
@@ -176,20 +179,18 @@ def interleaved(functions: tuple[Callable[[], Any], ...], seconds: float = 0.5) 
 
 def sample_column(label: str, solver: str, steps: int) -> Column:
     """Sample the common seeds with one solver; every grid starts and ends at the same times."""
-    sampler, reference = _digits_sampler(solver, steps), _reference()
-    seeds, labels = torch.arange(SEEDS), _labels(SEEDS)
+    sampler, reference = _digits_sampler(solver, steps), load_digits_reference()
+    seeds, labels = torch.arange(SEEDS), reference["labels"]
     if sampler.tableau.nfe < 100:
         sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)  # warm up
     before = time.perf_counter()
     images = sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)
     elapsed = time.perf_counter() - before
-    distances = (images - reference).square().mean(dim=(1, 2, 3)).sqrt()
     return Column(
         label,
         sampler.tableau.nfe,
         1e3 * elapsed / SEEDS,
-        float(distances.mean()),
-        float(1.96 * distances.std() / SEEDS**0.5),
+        paired_error(images, reference["x0"]),
         images,
     )
 
@@ -231,12 +232,6 @@ def _labels(count: int) -> Tensor:
     return torch.arange(count) % 10
 
 
-def _reference() -> Tensor:
-    """The converged samples of the common seeds [64, 1, 8, 8], solved to float64 accuracy."""
-    with np.load(str(files("fastdiff") / "assets" / "digits_reference.npz")) as arrays:
-        return torch.from_numpy(arrays["samples"])
-
-
 # == Pictures ======================================================================================
 
 
@@ -253,7 +248,10 @@ def draw_columns(columns: list[Column], path: Path, rows: int = 10) -> None:
     sheets += [
         (c.label, f"{c.calls} calls\n{c.milliseconds:.1f} ms", c.images[:rows]) for c in columns
     ]
-    sheets += [("converged", "", _reference()[:rows]), ("held-out\nscans", "", held_out)]
+    sheets += [
+        ("converged", "", load_digits_reference()["x0"][:rows]),
+        ("held-out\nscans", "", held_out),
+    ]
 
     figure, axes = plt.subplots(rows, len(sheets), figsize=(1.05 * len(sheets), 1.05 * rows + 0.9))
     for column, (label, cost, images) in enumerate(sheets):
@@ -270,6 +268,40 @@ def draw_columns(columns: list[Column], path: Path, rows: int = 10) -> None:
         ha="center", fontsize=9, color="0.35",
     )  # fmt: skip
     figure.subplots_adjust(0.01, 0.035, 0.99, 0.915, wspace=0.06, hspace=0.06)
+    _save(figure, path)
+
+
+def draw_quality(path: Path) -> None:
+    """Distance to the converged solution, and Frechet distance, against network calls."""
+    import matplotlib.pyplot as plt
+
+    report = json.loads((files("fastdiff") / "assets" / "digits_quality.json").read_text())
+    figure, (paired, frechet) = plt.subplots(1, 2, figsize=(12, 5))
+    for solver in dict.fromkeys(row["solver"] for row in report["rows"]):
+        if solver == "euler":  # the same numbers as ddim
+            continue
+        rows = [row for row in report["rows"] if row["solver"] == solver]
+        calls = [row["calls"] for row in rows]
+        for axis, key in ((paired, "paired"), (frechet, "frechet")):
+            value, low, high = np.array([row[key] for row in rows]).T
+            bars = np.maximum([value - low, high - value], 0)
+            axis.errorbar(calls, value, bars, marker="o", ms=4, lw=1.2, capsize=2, label=solver)
+    frechet.axhline(report["floor"]["frechet"][0], color="0.5", ls=":", label="training scans")
+    for axis, title in (
+        (paired, "RMS distance to the converged solution, same 64 noises"),
+        (frechet, f"Frechet distance to held-out scans, {report['samples']:,} samples"),
+    ):
+        axis.set(xscale="log", yscale="log", xlabel="network calls", title=title)
+        axis.set_xticks([5, 10, 20, 50, 100, 1000], ["5", "10", "20", "50", "100", "1000"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    paired.legend(fontsize=9)
+    figure.text(
+        0.5, 0.01,
+        f"8x8 digits model, 95 % intervals; {report['command']}, {report['machine']['cpu']}",
+        ha="center", fontsize=8, color="0.35",
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     _save(figure, path)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -105,7 +106,8 @@ class NoiseSchedule:
         Unit-variance noise is multiplied by this: 1 where the schedule preserves variance, sigma(t)
         where the signal is drowned (VE, EDM, flow).
         """
-        return 1.0 if self.alpha(t) ** 2 + self.sigma(t) ** 2 < 1.0 + 1e-9 else self.sigma(t)
+        preserving = abs(self.alpha(t) ** 2 + self.sigma(t) ** 2 - 1.0) < 1e-9
+        return 1.0 if preserving else self.sigma(t)
 
     # -- making one -------------------------------------------------------------------------------
 
@@ -344,15 +346,19 @@ class _Discrete(NoiseSchedule):
             name, float(len(log_bar) - 1), 0.0, -1.0, "trailing", 1.0, (0.0, *map(float, log_bar))
         )
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.asarray(self.log_bar)
+
     def _log_bar(self, t: Array) -> Array:
         if isinstance(t, torch.Tensor):
             position = (t.double() + 1).clamp(0, len(self.log_bar) - 1)
-            table = torch.tensor(self.log_bar, dtype=torch.float64, device=t.device)
+            table = torch.from_numpy(self._table).to(t.device)
             if self.official:
                 return table[(t.trunc() + 2).clamp(0, len(table) - 1).long()]
             low = position.floor().clamp(max=max(len(table) - 2, 0)).long()
             return torch.lerp(table[low], table[low + 1], position - low)
-        table, t = np.asarray(self.log_bar), np.asarray(t, dtype=np.float64)
+        table, t = self._table, np.asarray(t, dtype=np.float64)
         if self.official:
             return table[np.clip(np.trunc(t).astype(int) + 2, 0, len(table) - 1)]
         return np.interp(t + 1, np.arange(len(table)), table)
@@ -372,7 +378,7 @@ class _Discrete(NoiseSchedule):
         # alpha-bar = sigmoid(logsnr); the table decreases, np.interp wants it increasing.
         log_bar = -np.logaddexp(0.0, -np.asarray(logsnr, dtype=np.float64))
         times = np.arange(len(self.log_bar), dtype=np.float64) - 1
-        return plain(np.interp(log_bar, self.log_bar[::-1], times[::-1]))
+        return plain(np.interp(log_bar, self._table[::-1], times[::-1]))
 
     def with_convention(self, convention: str) -> NoiseSchedule:
         return replace(self, official=True) if convention == "official" else self

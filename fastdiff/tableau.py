@@ -66,6 +66,8 @@ class Form:
         self.terms = {v: c for v, c in terms.items() if not _is_zero(c)}
 
     def __add__(self, other: Form) -> Form:
+        if not isinstance(other, Form):
+            raise TypeError(f"a solver must be linear: a form plus {other!r} has no tableau")
         terms = dict(self.terms)
         for value, coefficient in other.terms.items():
             terms[value] = _sum(terms[value], coefficient) if value in terms else coefficient
@@ -93,7 +95,7 @@ class Form:
 
 
 def _is_zero(coefficient: Coefficient) -> bool:
-    return not np.any(np.asarray(coefficient))
+    return coefficient == 0 if isinstance(coefficient, float) else not np.any(coefficient)
 
 
 def _sum(a: Coefficient, b: Coefficient) -> Coefficient:
@@ -289,8 +291,12 @@ class Stage:
     @property
     def is_identity(self) -> bool:
         """Whether the launch changes nothing: its only row copies a slot onto itself."""
-        return len(self.writes) == 1 and self.writes[0] == Write(
-            self.writes[0].slot, {self.writes[0].slot: 1.0}
+        first = self.writes[0]
+        return (
+            len(self.writes) == 1
+            and list(first.slots) == [first.slot]
+            and _is_one(first.slots[first.slot])
+            and all(map(_is_zero, (first.output, first.sample, first.noise)))
         )
 
     @property
@@ -498,6 +504,13 @@ class Tableau:
         if not isinstance(data, dict) or data.get("schema") != JSON_SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"a tableau's JSON must have schema {JSON_SCHEMA}; got {found}")
+        try:
+            return cls._from_data(data)
+        except KeyError as error:
+            raise ValueError(f"a tableau's JSON must have an entry {error}") from None
+
+    @classmethod
+    def _from_data(cls, data: dict[str, Any]) -> Tableau:
         stages = tuple(
             Stage(
                 time=_array(s["time"]), sees=s["sees"], reads=tuple(s["reads"]),

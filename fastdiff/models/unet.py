@@ -62,7 +62,11 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> UNetConfig:
         """Inverse of `to_dict`, also after a trip through JSON (lists become tuples again)."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        return cls(**known)
 
 
 def time_embedding(t: Tensor, size: int, periods: tuple[float, float]) -> Tensor:
@@ -174,7 +178,10 @@ class UNet(nn.Module):
 
     def embed(self, t: Tensor | float, labels: Tensor | None, x: Tensor) -> Tensor:
         """Time and class of each image, [B, 4 * widths[0]], ready to modulate (SiLU applied)."""
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
+        t = torch.as_tensor(t, device=x.device)
+        if t.shape not in ((), (len(x),)):
+            raise ValueError(f"t must be a scalar or have shape ({len(x)},), got {tuple(t.shape)}")
+        t = t.expand(len(x))
         sines = time_embedding(t, 4 * self.config.widths[0], self.config.periods)
         embedding = self.time(sines.to(x.dtype))
         if self.label is None:

@@ -1,4 +1,4 @@
-"""Fused operations. Each file holds one op: public function, PyTorch reference, schema, fake and backends."""
+"""Fused operations, one per file: public function, PyTorch reference, schema and backends."""
 
 from .multistep_step import (
     allocate_slots,

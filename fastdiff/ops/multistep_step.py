@@ -1,11 +1,12 @@
 """The fused solver step: one launch does everything a stage does around one network evaluation.
 
-Guidance, conversion of the raw output to x0, clipping, up to three weighted sums over state slots, noise, and the next
-network input in the network's dtype. All coefficients and slot numbers are data on the device, so a new schedule is a
-copy and not a new capture.
+Guidance, conversion of the raw output to x0, clipping, up to three weighted sums over state slots,
+noise, and the next network input in the network's dtype. All coefficients and slot numbers are data
+on the device, so a new schedule is a copy and not a new capture.
 
-Backends: Triton for CUDA tensors (kernels/multistep_step.py), C++ for CPU tensors (csrc/cpu/multistep_step.cpp), and
-`multistep_step_ref` where neither is there. In float32 the three agree bit for bit, noise included.
+Backends: Triton for CUDA tensors (kernels/multistep_step.py), C++ for CPU tensors
+(csrc/cpu/multistep_step.cpp), and `multistep_step_ref` where neither is there. In float32 the three
+agree bit for bit, noise included.
 """
 
 from __future__ import annotations
@@ -43,31 +44,33 @@ def multistep_step(
 ) -> None:
     """Apply one stage of a solver to the state slots, in place.
 
-    With the row  [p, q, lo, hi, c_in, then for each write w: a_w, f_w, z_w, s_w0 .. s_w(reads-1)]  and
-    index = [stage, purpose, read slots, write slots]:
+    With the row  [p, q, lo, hi, c_in,  then for each write w: a_w, f_w, z_w, s_w0 .. s_w(reads-1)]
+    and  index = [stage, purpose, read slots, write slots]:
 
         F     = output,  or  uncond + guidance * (cond - uncond)
         x0    = clamp(p * F + q * slot[read 0], lo, hi)
         new_w = s_w0 * slot[read 0] + ... + a_w * x0 + f_w * F + z_w * z
         slot[write w] = new_w;   network_input = c_in * new_0, cast
 
-    All reads of an element happen before its writes. A zero coefficient means that the operand is not read, so it may
-    hold anything, NaN included. The clamp keeps NaN. An absent operand counts as zero.
+    All reads of an element happen before its writes. A zero coefficient means that the operand is
+    not read, so it may hold anything, NaN included. The clamp keeps NaN. An absent operand counts
+    as zero.
 
-    slots: [S, B, ...] float32 or float64 (also the arithmetic's precision); every slot dense, contiguous or
-        channels_last; stride(0) may be larger than a slot (see `allocate_slots`).
-    output: [B, ...], or [2B, ...] with guidance (unconditional half first); any float dtype, a slot's layout within
-        each sample, stride(0) free.
-    coefficients: [1 or B, 5 + writes * (3 + reads)], dtype of slots: one row for all samples, or one each.
+    slots: [S, B, ...] float32 or float64 (also the arithmetic's precision); every slot dense,
+        contiguous or channels_last; stride(0) may exceed a slot (see `allocate_slots`).
+    output: [B, ...], or [2B, ...] with guidance (unconditional half first); any float dtype, a
+        slot's layout within each sample, stride(0) free.
+    coefficients: [1 or B, 5 + writes * (3 + reads)], dtype of slots: a row for all samples, or one
+        each.
     index: [2 + reads + writes] int32. Slots to write must differ from each other.
     guidance: [1 or B], dtype of slots.
     seeds: [B] int64: z is drawn by Philox (ops/philox.py) from seed, stage and purpose.
-    noise: [B, ...], dtype of slots: z itself, instead of seeds.
-    network_input: [B, ...], or [2B, ...] to be written twice; any float dtype, layout as for output.
+    noise: [B, ...], dtype and layout of slots: z itself, instead of seeds.
+    network_input: [B, ...], or [2B, ...] to be written twice; any float dtype, layout as output.
     reads: 1, 2, 4, 8 or 16. writes: 1, 2 or 3.
 
-    Raises TypeError or ValueError naming the argument. Not differentiable. Loops that have checked their arguments once
-    call `multistep_step_unchecked` (same arguments, reads and writes positional).
+    Raises TypeError or ValueError naming the argument. Not differentiable. Loops that have checked
+    their arguments once call `multistep_step_unchecked` (the same, reads and writes positional).
     """
     _check(slots, output, coefficients, index, guidance, seeds, noise, network_input, reads, writes)
     multistep_step_unchecked(
@@ -87,11 +90,13 @@ def multistep_step_ref(
     reads: int,
     writes: int,
 ) -> None:
-    """`multistep_step` in plain PyTorch: the definition the kernels are compared with, bit for bit."""
+    """`multistep_step` in plain PyTorch: the definition that the kernels equal bit for bit."""
     batch, *sample = slots.shape[1:]
     stage, purpose, *chosen = index.tolist()
     states = [slots[i].clone() for i in chosen[:reads]]
-    row = coefficients.T.reshape(-1, coefficients.shape[0], *(1 for _ in sample))  # [K, 1 or B, 1, ...]
+    row = coefficients.T.reshape(
+        -1, coefficients.shape[0], *(1 for _ in sample)
+    )  # [K, 1 or B, 1, ...]
     p, q, lo, hi, c_in = row[:5]
     weights = row[5:].unflatten(0, (writes, 3 + reads))
 
@@ -104,7 +109,11 @@ def multistep_step_ref(
     x0 = torch.where(x0 > hi, hi, x0)
     z = slots.new_zeros(()) if noise is None else noise
     if seeds is not None and bool((weights[:, 2] != 0).any()):
-        z = philox_normal_ref(seeds, math.prod(sample), stage, purpose).view(batch, *sample).to(slots.dtype)
+        z = (
+            philox_normal_ref(seeds, math.prod(sample), stage, purpose)
+            .view(batch, *sample)
+            .to(slots.dtype)
+        )
 
     new = []
     for a, f, z_weight, *s in weights:
@@ -115,7 +124,9 @@ def multistep_step_ref(
     for slot, value in zip(chosen[reads:], new, strict=True):
         slots[slot].copy_(value)
     if network_input is not None:
-        network_input.copy_((c_in * new[0]).repeat(network_input.shape[0] // max(batch, 1), *(1 for _ in sample)))
+        network_input.copy_(
+            (c_in * new[0]).repeat(network_input.shape[0] // max(batch, 1), *(1 for _ in sample))
+        )
 
 
 def _product(weight: Tensor, operand: Tensor) -> Tensor:
@@ -126,8 +137,8 @@ def _product(weight: Tensor, operand: Tensor) -> Tensor:
 def allocate_slots(count: int, sample: Tensor) -> Tensor:
     """An uninitialised arena [count, *sample.shape] for the states of a solver.
 
-    sample: [B, ...], contiguous or channels_last: gives shape, layout and device. The arena is float64 for a float64
-    sample and float32 otherwise; every slot starts on 64 bytes.
+    sample: [B, ...], contiguous or channels_last: gives shape, layout and device. The arena is
+    float64 for a float64 sample and float32 otherwise; every slot starts on 64 bytes.
     """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a positive integer, got {count!r}")
@@ -146,10 +157,11 @@ def seeded_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normal initial noise that depends, image by image and bit for bit, on the image's seed alone.
+    """Standard normal initial noise; an image's noise depends on its seed alone, bit for bit.
 
-    seeds: [B] int64 or integers (-2^63 .. 2^63 - 1); shape: (B, ...), the batch included. Returns a contiguous tensor
-    of that shape in dtype, on device (default: the seeds' device). float64 holds the widened float32 normals.
+    seeds: [B] int64 or integers (-2^63 .. 2^63 - 1); shape: (B, ...), the batch included; dtype:
+    any float (float64 holds the widened float32 normals); device: the seeds' by default. Returns a
+    contiguous tensor of that shape.
     """
     seeds = torch.as_tensor(seeds, device=device)
     if seeds.numel() == 0:
@@ -201,9 +213,14 @@ def _check(
     batch, *sample = slots.shape[1:]
     channels_last = _is_channels_last(slots[0], "slots")
     if slots.numel() and batch > 1 and slots.stride(1) != math.prod(sample):
-        raise ValueError(f"slots must be dense within each slot, got strides {slots.stride()} for {tuple(slots.shape)}")
+        raise ValueError(
+            "slots must be dense within each slot, "
+            f"got strides {slots.stride()} for {tuple(slots.shape)}"
+        )
     if slots.shape[0] > 1 and slots.stride(0) < slots[0].numel():
-        raise ValueError(f"slots must not overlap, got strides {slots.stride()} for {tuple(slots.shape)}")
+        raise ValueError(
+            f"slots must not overlap, got strides {slots.stride()} for {tuple(slots.shape)}"
+        )
 
     for name, tensor, doubled in (
         ("output", output, guidance is not None),
@@ -219,12 +236,26 @@ def _check(
             raise ValueError(f"{name} must have the shape {allowed}, got {tuple(tensor.shape)}")
         if not _has_strides(tensor, sample_strides(sample, channels_last)):
             layout = "channels_last" if channels_last else "contiguous"
-            raise ValueError(f"{name} must be {layout} within each sample, as slots is; got strides {tensor.stride()}")
-    if network_input is not None and network_input.shape[0] > 1 and network_input.stride(0) < math.prod(sample):
-        raise ValueError(f"network_input must not overlap itself, got strides {network_input.stride()}")
+            raise ValueError(
+                f"{name} must be {layout} within each sample, as slots is; "
+                f"got strides {tensor.stride()}"
+            )
+    if (
+        network_input is not None
+        and network_input.shape[0] > 1
+        and network_input.stride(0) < math.prod(sample)
+    ):
+        raise ValueError(
+            f"network_input must not overlap itself, got strides {network_input.stride()}"
+        )
 
     _require_dtype("coefficients", coefficients, slots.dtype)
-    _require_shape("coefficients", coefficients, (1, 5 + writes * (3 + reads)), (batch, 5 + writes * (3 + reads)))
+    _require_shape(
+        "coefficients",
+        coefficients,
+        (1, 5 + writes * (3 + reads)),
+        (batch, 5 + writes * (3 + reads)),
+    )
     _require_dtype("index", index, torch.int32)
     _require_shape("index", index, (2 + reads + writes,))
     if guidance is not None:
@@ -249,11 +280,14 @@ def _check(
         if tensor is None:
             continue
         if tensor.device != slots.device:
-            raise ValueError(f"{name} must be on the device of slots, {slots.device}, got {tensor.device}")
+            raise ValueError(
+                f"{name} must be on the device of slots, {slots.device}, got {tensor.device}"
+            )
         if name in ("coefficients", "index", "guidance", "seeds") and not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
     if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (slots, output, coefficients, guidance, noise)
+        tensor is not None and tensor.requires_grad
+        for tensor in (slots, output, coefficients, guidance, noise)
     ):
         raise ValueError("multistep_step is not differentiable: call it under torch.no_grad()")
 
@@ -267,18 +301,24 @@ def _require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
 
 def _require_shape(name: str, tensor: Tensor, *allowed: tuple[int, ...]) -> None:
     if tuple(tensor.shape) not in allowed:
-        raise ValueError(f"{name} must have the shape {' or '.join(map(str, allowed))}, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have the shape {' or '.join(map(str, allowed))}, "
+            f"got {tuple(tensor.shape)}"
+        )
 
 
 def _has_strides(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether the samples of a batch have these strides (those of dimensions of size one never matter)."""
+    """Whether a batch's samples have these strides (a dimension of size one may have any)."""
     if tensor.numel() == 0:
         return True
-    return all(n == 1 or a == b for n, a, b in zip(tensor.shape[1:], tensor.stride()[1:], strides, strict=True))
+    return all(
+        n == 1 or a == b
+        for n, a, b in zip(tensor.shape[1:], tensor.stride()[1:], strides, strict=True)
+    )
 
 
 def _is_channels_last(batch: Tensor, name: str) -> bool:
-    """The layout of the samples [B, C, ...]: False contiguous, True channels_last; neither is an error."""
+    """Layout of the samples [B, C, ...]: False contiguous, True channels_last, else an error."""
     for channels_last in (False, True):
         if _has_strides(batch, sample_strides(batch.shape[1:], channels_last)):
             return channels_last
@@ -289,8 +329,9 @@ def _is_channels_last(batch: Tensor, name: str) -> bool:
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _library.define(
-    "multistep_step(Tensor(a!) slots, Tensor? output, Tensor coefficients, Tensor index, Tensor? guidance, "
-    "Tensor? seeds, Tensor? noise, Tensor(b!)? network_input, int reads, int writes) -> ()"
+    "multistep_step(Tensor(a!) slots, Tensor? output, Tensor coefficients, Tensor index, "
+    "Tensor? guidance, Tensor? seeds, Tensor? noise, Tensor(b!)? network_input, "
+    "int reads, int writes) -> ()"
 )
 
 

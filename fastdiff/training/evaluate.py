@@ -26,7 +26,7 @@ from fastdiff.models import (
 from fastdiff.ops import seeded_noise
 from fastdiff.sampler import Sampler
 from fastdiff.solvers import build_tableau
-from fastdiff.training.digits import CLASSES, digits_schedule, digits_split
+from fastdiff.training.digits import CLASSES, CLEAN, NOISIEST, digits_schedule, digits_split
 from fastdiff.training.loop import write_json, write_safetensors
 from fastdiff.training.quality import (
     frechet_estimate,
@@ -73,7 +73,7 @@ def steps_for(solver: str, calls: int) -> int:
 
 
 def converged_digits(path: str | os.PathLike[str], progress: bool = True) -> dict[str, Any]:
-    """Solve the probability-flow ODE for 64 seeds in float64 and write noises, labels and solutions.
+    """Solve the probability-flow ODE for 64 seeds in float64; write noises, labels and solutions.
 
     The grid is uniform in time and holds every integer, where the schedule's interpolation has its
     kinks. Writes `path` (safetensors: noise [64, 1, 8, 8] float32, labels [64] int64, x0
@@ -86,8 +86,7 @@ def converged_digits(path: str | os.PathLike[str], progress: bool = True) -> dic
     noise = seeded_noise(range(PAIRED), (PAIRED, *SHAPE))
 
     def solve(solver: str, refinement: int) -> Tensor:
-        span = schedule.first - schedule.clean
-        times = np.linspace(schedule.first, schedule.clean, int(span) * refinement + 1)
+        times = np.linspace(NOISIEST, CLEAN, 1000 * refinement + 1)
         options: dict[str, Any] = {"spacing": times, "dtype": torch.float64, "progress": progress}
         return Sampler(unet, schedule, solver=solver, **options)(noise, labels=labels)
 

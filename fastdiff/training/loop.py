@@ -155,9 +155,8 @@ def train(
         if folder is not None and rank == 0:
             _save(folder / CHECKPOINT, module, ema, optimizer, scaler, config, state)
 
-    running = torch.tensor(
-        state.loss_sum, dtype=torch.float64, device=device
-    )  # read only when needed
+    # Kept on the device: to read it at every step would be to wait for every step.
+    running = torch.tensor(state.loss_sum, dtype=torch.float64, device=device)
 
     def settle() -> None:
         state.loss_sum = float(running)
@@ -347,15 +346,16 @@ def _share(batch: Batch, rank: int, world: int) -> Batch:
 
 
 def _average(module: nn.Module, value: Tensor, stop: bool, world: int) -> tuple[Tensor, bool]:
-    """Average gradients and loss over processes in one message; stop together as soon as one must."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in module.parameters()]
-    extra = value.new_tensor([value, float(stop)])
+    """Average gradients and loss over processes in one message; if one must stop, all do."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+    extra = torch.stack([value, torch.full_like(value, float(stop))])
     message = torch.cat([grad.reshape(-1) for grad in grads] + [extra])
     dist.all_reduce(message)
     message /= world
     sizes = [grad.numel() for grad in grads] + [1, 1]
     *parts, value, stopping = message.split(sizes)
-    for parameter, grad, mean in zip(module.parameters(), grads, parts, strict=True):
+    for parameter, grad, mean in zip(trained, grads, parts, strict=True):
         parameter.grad = grad.copy_(mean.view_as(grad))
     return value[0], bool(stopping > 0)
 
