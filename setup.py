@@ -1,9 +1,9 @@
 """Builds the optional C++ (and, where there is nvcc, CUDA) extension. Environment variables:
 
-FASTDIFF_EXT=0              pure Python: Triton on CUDA, PyTorch elsewhere
-FASTDIFF_CUDA=auto|0|1      auto: CUDA sources are built where nvcc and a CUDA build of torch are found; 1: or fail
-TORCH_CUDA_ARCH_LIST        compute capabilities, e.g. "8.0;9.0+PTX"
-MAX_JOBS                    parallel compilations (default: by cores and memory)
+FASTDIFF_EXT=0          pure Python: Triton on CUDA, PyTorch elsewhere
+FASTDIFF_CUDA=auto|0|1  auto: CUDA sources if nvcc and a CUDA build of torch are found; 1: or fail
+TORCH_CUDA_ARCH_LIST    compute capabilities, e.g. "8.0;9.0+PTX"
+MAX_JOBS                parallel compilations (default: by cores and memory)
 """
 
 import os
@@ -15,13 +15,20 @@ import setuptools
 from setuptools.command.build_ext import build_ext
 
 if int(setuptools.__version__.split(".")[0]) < 77:
-    sys.exit(f"fastdiff builds with setuptools >= 77, found {setuptools.__version__}: pip install -U setuptools")
+    sys.exit(f"fastdiff needs setuptools >= 77 to build, found {setuptools.__version__}")
 
 NO_TORCH = (
-    "fastdiff's extension is compiled against the torch you already have: install torch first, then run "
-    "`pip install --no-build-isolation .` (or set FASTDIFF_EXT=0 for the pure Python build)."
+    "fastdiff's extension is compiled against the torch you already have: install torch first, "
+    "then run `pip install --no-build-isolation .` (or set FASTDIFF_EXT=0 for pure Python)."
 )
 TORCH_TARGET = "2.11"  # the stable ABI's version: torch 2.11 and later load the extension
+
+# Bit equality with the reference needs every float operation rounded by itself: no contraction, no
+# fast-math. errno and trapping only keep loops with a root or a comparison from vectorising.
+CXX_FLAGS = (
+    "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden -g0"
+)
+NVCC_FLAGS = "-std=c++17 -O3 --fmad=false -DUSE_CUDA"
 
 
 class MissingTorch(build_ext):
@@ -32,18 +39,19 @@ class MissingTorch(build_ext):
 
 
 def cuda_sources(torch, cpp_extension):
-    """The .cu files to compile: none without nvcc or with a CPU build of torch. A GPU is never asked for."""
+    """The .cu files to compile: none without nvcc or with a CPU torch. Asks for no GPU."""
     wish = os.environ.get("FASTDIFF_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"FASTDIFF_CUDA must be auto, 0 or 1, got {wish!r}")
     nvcc = cpp_extension.CUDA_HOME and (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").exists()
-    if wish == "1" and not torch.version.cuda:
-        sys.exit("FASTDIFF_CUDA=1 needs a CUDA build of torch, and this one is for the CPU: see https://pytorch.org")
     if wish == "1" and not nvcc:
         sys.exit(
-            f"FASTDIFF_CUDA=1 needs nvcc: install the CUDA toolkit {torch.version.cuda} and set CUDA_HOME to it "
+            "FASTDIFF_CUDA=1 needs nvcc: install the CUDA toolkit of your torch "
+            f"({torch.version.cuda or 'a CUDA build'}) and set CUDA_HOME to it "
             "(or leave FASTDIFF_CUDA at auto: the Triton kernels need no nvcc)."
         )
+    if wish == "1" and not torch.version.cuda:
+        sys.exit("FASTDIFF_CUDA=1 needs a CUDA build of torch, and this one is for the CPU.")
     if wish == "0" or not nvcc or not torch.version.cuda:
         return []
     return sorted(map(str, Path("csrc/cuda").glob("*.cu")))
@@ -51,12 +59,13 @@ def cuda_sources(torch, cpp_extension):
 
 def set_jobs():
     """One compilation per core, with 2 GB of memory each."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
+    known = hasattr(os, "sysconf")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else 4 << 30
     return os.environ.setdefault("MAX_JOBS", str(max(1, min(os.cpu_count() or 1, memory >> 31))))
 
 
 def extension():
-    """(ext_modules, cmdclass) for setup()."""
+    """Modules and commands for setup()."""
     if os.environ.get("FASTDIFF_EXT", "1") == "0":
         return [], {}
     try:
@@ -69,33 +78,29 @@ def extension():
     if cuda:
         newest = ";10.0" if tuple(map(int, torch.version.cuda.split(".")[:2])) >= (12, 8) else ""
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;9.0{newest}+PTX")
-    jobs = set_jobs()
-    compiler = os.environ.get("CXX", "c++")
     major, minor = map(int, TORCH_TARGET.split("."))
-    # Bit equality with the reference needs every float operation rounded by itself: no contraction, no fast-math.
-    # errno and trapping only keep loops with a square root or a comparison from being vectorised.
-    cxx = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
-    module = (cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension)(
+    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    module = kind(
         "fastdiff._C",
-        ["csrc/ops.cpp", "csrc/python.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp"))), *cuda],
+        sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])) + cuda,
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
         define_macros=[
             ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
             ("FASTDIFF_TORCH_TARGET", f'"{TORCH_TARGET}"'),
             ("FASTDIFF_CUDA_VERSION", f'"{torch.version.cuda if cuda else "none"}"'),
         ],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "-DUSE_CUDA", "--fmad=false"]},
+        extra_compile_args={"cxx": CXX_FLAGS.split(), "nvcc": NVCC_FLAGS.split()},
+    )
+    targets = "baseline, AVX2, AVX-512" if platform.machine() == "x86_64" else "baseline"
+    summary = (
+        f"fastdiff extension: {platform.machine()} ({targets}), {set_jobs()} jobs\n"
+        f"  torch {torch.__version__}, ABI target {TORCH_TARGET}\n"
+        f"  CUDA C++: {os.environ['TORCH_CUDA_ARCH_LIST'] if cuda else 'none'}"
     )
 
     class Build(cpp_extension.BuildExtension):
         def run(self):
-            print(
-                f"fastdiff build: torch {torch.__version__} (ABI target {TORCH_TARGET}), {platform.machine()}, "
-                f"compiler {compiler}, {jobs} jobs\n"
-                f"  CPU: {'baseline, AVX2 and AVX-512' if platform.machine() == 'x86_64' else 'baseline'}\n"
-                f"  CUDA: {os.environ['TORCH_CUDA_ARCH_LIST'] if cuda else 'Triton only (no CUDA sources built)'}",
-                flush=True,
-            )
+            print(summary, flush=True)
             super().run()
 
     return [module], {"build_ext": Build}
@@ -105,7 +110,9 @@ ext_modules, cmdclass = extension()
 setuptools.setup(
     packages=[*setuptools.find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff.kernels": "kernels"},
-    package_data={"fastdiff": ["py.typed", *(f"assets/**/*.{kind}" for kind in ("safetensors", "json", "npz"))]},
+    package_data={
+        "fastdiff": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.npz"]
+    },
     include_package_data=False,
     ext_modules=ext_modules,
     cmdclass=cmdclass,

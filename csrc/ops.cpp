@@ -37,7 +37,7 @@ int64_t interleaved_channels(const Tensor& slots) {
 constexpr int64_t kElementsPerThread = 32 * 1024;
 constexpr int64_t kRandomElementsPerThread = 4 * 1024;
 // Launches that move more than this many bytes write past the caches.
-constexpr int64_t kStreamBytes = 32 << 20;
+constexpr int64_t kStreamBytes = 16 << 20;
 
 void multistep_step(
     Tensor slots,

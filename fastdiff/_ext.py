@@ -6,17 +6,18 @@ is there. reason: why not, in one sentence ("" when it is).
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 import torch  # noqa: F401  first: the extension's symbols live in torch's libraries
 
+_C: ModuleType | None = None
+reason = ""
 try:
-    from . import _C  # importing it registers the C++ operators
-
-    reason = ""
+    _C = import_module("fastdiff._C")  # importing it registers the C++ operators
 except ModuleNotFoundError:
-    _C = None
     reason = "the C++ extension was not built (FASTDIFF_EXT=0, or a checkout never installed)"
 except ImportError as error:
-    _C = None
     reason = f"the C++ extension does not load: {error}"
 
 HAS_EXT = _C is not None
@@ -24,4 +25,4 @@ HAS_EXT = _C is not None
 
 def build_info() -> dict[str, str]:
     """How the extension was built: compiler, torch_target, cuda, cpu_target. {} without it."""
-    return dict(_C.build_info()) if HAS_EXT else {}
+    return dict(_C.build_info()) if _C is not None else {}

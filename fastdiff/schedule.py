@@ -13,7 +13,7 @@ flow, and sigma itself for the variance-exploding schedules.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -36,6 +36,11 @@ _ALPHA_BAR_FLOOR = 1e-12
 def namespace(value: Array) -> Any:
     """The array namespace of a value: torch for tensors, numpy for everything else."""
     return torch if isinstance(value, torch.Tensor) else np
+
+
+def wide(t: Array) -> Array:
+    """Times in float64: a tensor for a tensor, an array for anything else."""
+    return t.double() if isinstance(t, torch.Tensor) else np.asarray(t, dtype=np.float64)
 
 
 def plain(value: Array) -> Array:
@@ -197,7 +202,9 @@ class NoiseSchedule:
         float32 `alphas_cumprod` is taken. The scheduler's spacing becomes the default spacing.
         """
         config = getattr(scheduler, "config", scheduler)
-        name = type(scheduler).__name__
+        if not isinstance(config, Mapping):
+            raise TypeError(f"scheduler must be a diffusers scheduler or its config; got {config}")
+        name = config.get("_class_name") or type(scheduler).__name__
         if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
             count = config.get("num_train_timesteps", 1000)
             shift = config.get("shift") or config.get("flow_shift") or 1.0
@@ -206,11 +213,6 @@ class NoiseSchedule:
             return cls.ve(config["sigma_min"], config["sigma_max"])
         if "EDM" in name:
             return cls.edm(config["sigma_min"], config["sigma_max"])
-        if "beta_start" not in config and not hasattr(scheduler, "alphas_cumprod"):
-            raise TypeError(
-                "scheduler must be a diffusers scheduler with betas, alphas_cumprod, sigmas or "
-                f"flow matching; got {name}"
-            )
         start, end = config.get("beta_start"), config.get("beta_end")
         count, kind = config.get("num_train_timesteps"), config.get("beta_schedule")
         if config.get("trained_betas") is not None:
@@ -221,8 +223,13 @@ class NoiseSchedule:
             schedule = cls.scaled_linear_beta(start, end, count)
         elif kind == "squaredcos_cap_v2":
             schedule = cls.cosine(count)
-        else:
+        elif hasattr(scheduler, "alphas_cumprod"):
             schedule = cls.from_alphas_cumprod(scheduler.alphas_cumprod)
+        else:
+            raise TypeError(
+                "scheduler must be a diffusers scheduler with betas, alphas_cumprod, sigmas or "
+                f"flow matching; got {name}"
+            )
         if config.get("rescale_betas_zero_snr"):
             # Lin et al. 2023, algorithm 1: shift and scale sqrt(alpha-bar) so that it ends at zero.
             root = schedule.alpha(np.arange(count, dtype=float))
@@ -351,14 +358,15 @@ class _Discrete(NoiseSchedule):
         return np.asarray(self.log_bar)
 
     def _log_bar(self, t: Array) -> Array:
+        t = wide(t)
         if isinstance(t, torch.Tensor):
-            position = (t.double() + 1).clamp(0, len(self.log_bar) - 1)
+            position = (t + 1).clamp(0, len(self.log_bar) - 1)
             table = torch.from_numpy(self._table).to(t.device)
             if self.official:
                 return table[(t.trunc() + 2).clamp(0, len(table) - 1).long()]
             low = position.floor().clamp(max=max(len(table) - 2, 0)).long()
             return torch.lerp(table[low], table[low + 1], position - low)
-        table, t = self._table, np.asarray(t, dtype=np.float64)
+        table = self._table
         if self.official:
             return table[np.clip(np.trunc(t).astype(int) + 2, 0, len(table) - 1)]
         return np.interp(t + 1, np.arange(len(table)), table)
@@ -427,7 +435,7 @@ class _LogSNRCosine(NoiseSchedule):
     phi_max: float = 0.0
 
     def _phi(self, t: Array) -> Array:
-        return self.phi_min + (self.phi_max - self.phi_min) * t
+        return self.phi_min + (self.phi_max - self.phi_min) * wide(t)
 
     def log_alpha(self, t: Array) -> Array:
         xp = namespace(t)
@@ -447,13 +455,12 @@ class _VarianceExploding(NoiseSchedule):
     """alpha = 1 and time is sigma."""
 
     def log_alpha(self, t: Array) -> Array:
-        return plain(t * 0.0)
+        return plain(wide(t) * 0.0)
 
     def log_sigma(self, t: Array) -> Array:
-        if isinstance(t, torch.Tensor):
-            return torch.log(t)
+        t = wide(t)
         with np.errstate(divide="ignore"):
-            return plain(np.log(t))
+            return plain(namespace(t).log(t))
 
     def time(self, logsnr: Array) -> Array:
         return plain(np.exp(-0.5 * np.asarray(logsnr)))
@@ -466,16 +473,15 @@ class _Flow(NoiseSchedule):
     shift: float = 1.0
 
     def log_alpha(self, t: Array) -> Array:
-        if isinstance(t, torch.Tensor):
-            return torch.log1p(-t).clamp(min=0.5 * math.log(_ALPHA_BAR_FLOOR))
+        t = wide(t)
         with np.errstate(divide="ignore"):
-            return plain(np.maximum(np.log1p(-np.asarray(t)), 0.5 * math.log(_ALPHA_BAR_FLOOR)))
+            log = namespace(t).log1p(-t)
+        return plain(log.clip(min=0.5 * math.log(_ALPHA_BAR_FLOOR)))
 
     def log_sigma(self, t: Array) -> Array:
-        if isinstance(t, torch.Tensor):
-            return torch.log(t)
+        t = wide(t)
         with np.errstate(divide="ignore"):
-            return plain(np.log(t))
+            return plain(namespace(t).log(t))
 
     def time(self, logsnr: Array) -> Array:
         return plain(1 / (1 + np.exp(0.5 * np.asarray(logsnr))))
@@ -486,7 +492,9 @@ class _Flow(NoiseSchedule):
         # `first` is a shifted time: unshift it, space, shift.
         unshifted = first / (self.shift - (self.shift - 1) * first)
         t = super()._spaced_times(steps, spacing, unshifted, convention)
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        times = self.shift * t / (1 + (self.shift - 1) * t)
+        times[0] = first  # to the last bit
+        return times
 
 
 def _from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:

@@ -158,6 +158,14 @@ class Trace:
         """Whether sigma is zero at t."""
         return self.sigma(t) == 0
 
+    def is_drowned(self, t: float) -> bool:
+        """Whether the signal is lost in the noise at t: epsilon is the state and tells nothing.
+
+        So it is at the start of cosine schedules, flows and those of zero terminal SNR. A step
+        from there is a thousandfold one in sigma / alpha, and averages of epsilon over it blow up.
+        """
+        return self.alpha(t) < 1e-3 * self.sigma(t)
+
     def net(self, x: Form, t: float) -> Form:
         """Evaluate the network on x at time t; returns its canonical prediction.
 

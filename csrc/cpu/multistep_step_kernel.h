@@ -83,7 +83,9 @@ FASTDIFF_TARGET inline Row<S, W> make_row(const MultistepStep& step, int64_t sam
     bool is_read = row.needs_x0 && row.q != 0 && row.write[w] == row.first;
     for (int v = 0; v < W; ++v)
       for (int t = 0; t < row.terms[v]; ++t) is_read |= row.write[w] == row.slot[v][t];
-    row.stream[w] = step.stream && !is_read;
+    // Chunks are whole vectors long: if the sample is aligned, so is each of its chunks.
+    const bool aligned = reinterpret_cast<uintptr_t>(row.write[w]) % FASTDIFF_VECTOR_BYTES == 0;
+    row.stream[w] = step.stream && aligned && !is_read;
   }
   return row;
 }
@@ -169,15 +171,15 @@ FASTDIFF_TARGET __attribute__((noinline)) void normals(
     uint64_t seed, uint32_t stage, uint32_t purpose, uint64_t first_block, int64_t blocks, float* to) {
   const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   const uint32_t low = static_cast<uint32_t>(first_block), high = static_cast<uint32_t>(first_block >> 32);
-  for (int i = 0; i < static_cast<int>(blocks); ++i) {
-    const uint32_t counter = low + static_cast<uint32_t>(i);
+  uint32_t counter = low;
+  for (const float* const end = to + 4 * blocks; to != end; to += 4, ++counter) {
     uint32_t word[4] = {counter, high + (counter < low), stage, purpose};
     philox4x32(word, k0, k1);
     const Pair a = box_muller(word[0], word[1]), b = box_muller(word[2], word[3]);
-    to[4 * i] = a.first;
-    to[4 * i + 1] = a.second;
-    to[4 * i + 2] = b.first;
-    to[4 * i + 3] = b.second;
+    to[0] = a.first;
+    to[1] = a.second;
+    to[2] = b.first;
+    to[3] = b.second;
   }
 }
 
@@ -238,12 +240,9 @@ FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t
     }
     at.scaled = step.network_input ? scaled_buffer : nullptr;
 
-    Row<S, W> chunk_row = row;
-    for (int w = 0; w < W; ++w)
-      chunk_row.stream[w] &= reinterpret_cast<uintptr_t>(row.write[w] + start) % sizeof(V) == 0;
     int64_t j = 0;
-    for (; j + lanes <= count; j += lanes) update<V>(chunk_row, at, start + j, j);
-    for (; j < count; ++j) update<S>(chunk_row, at, start + j, j);
+    for (; j + lanes <= count; j += lanes) update<V>(row, at, start + j, j);
+    for (; j < count; ++j) update<S>(row, at, start + j, j);
 
     for (int copy = 0; copy < (step.network_input ? step.network_input_copies : 0); ++copy) {
       const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;

@@ -94,26 +94,22 @@ def multistep_step_ref(
     batch, *sample = slots.shape[1:]
     stage, purpose, *chosen = index.tolist()
     states = [slots[i].clone() for i in chosen[:reads]]
-    row = coefficients.T.reshape(
-        -1, coefficients.shape[0], *(1 for _ in sample)
-    )  # [K, 1 or B, 1, ...]
+    broadcast = (..., *(None for _ in sample))
+    row = coefficients.T[broadcast]  # [K, 1 or B, 1, ...]
     p, q, lo, hi, c_in = row[:5]
     weights = row[5:].unflatten(0, (writes, 3 + reads))
 
     model = slots.new_zeros(()) if output is None else output.to(slots.dtype)
     if output is not None and guidance is not None:
         uncond, cond = model.chunk(2)
-        model = uncond + guidance.reshape(-1, *(1 for _ in sample)) * (cond - uncond)
+        model = uncond + guidance[broadcast] * (cond - uncond)
     x0 = _product(p, model) + _product(q, states[0])
     x0 = torch.where(x0 < lo, lo, x0)
     x0 = torch.where(x0 > hi, hi, x0)
     z = slots.new_zeros(()) if noise is None else noise
     if seeds is not None and bool((weights[:, 2] != 0).any()):
-        z = (
-            philox_normal_ref(seeds, math.prod(sample), stage, purpose)
-            .view(batch, *sample)
-            .to(slots.dtype)
-        )
+        z = philox_normal_ref(seeds, math.prod(sample), stage, purpose)
+        z = z.view(batch, *sample).to(slots.dtype)
 
     new = []
     for a, f, z_weight, *s in weights:
@@ -124,9 +120,8 @@ def multistep_step_ref(
     for slot, value in zip(chosen[reads:], new, strict=True):
         slots[slot].copy_(value)
     if network_input is not None:
-        network_input.copy_(
-            (c_in * new[0]).repeat(network_input.shape[0] // max(batch, 1), *(1 for _ in sample))
-        )
+        copies = network_input.shape[0] // max(batch, 1)
+        network_input.copy_(torch.cat([c_in * new[0]] * max(copies, 1)))
 
 
 def _product(weight: Tensor, operand: Tensor) -> Tensor:
@@ -180,7 +175,9 @@ def seeded_noise(
 
 def sample_strides(sample: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     """Strides within one dense sample (C, ...), whose batch stride is its number of elements."""
-    order = [*range(1, len(sample)), 0] if channels_last else range(len(sample))
+    order = list(range(len(sample)))
+    if channels_last:
+        order = order[1:] + order[:1]
     strides, step = [0] * len(sample), 1
     for dim in reversed(order):
         strides[dim] = step

@@ -1,0 +1,198 @@
+"""Compile every kernel for GPUs that are not here and read its machine code: `python -m bench.aot`.
+
+Triton kernels (each `kernels/*.py` with `aot_variants()`) go through the specialisation that a
+launch makes, csrc/cuda/*.cu through nvcc, both for sm_80, sm_90 and sm_100. A kernel fails with a
+stack frame, with local memory accesses (LDL, STL: spilled registers; LOCAL:0 stands even then), or
+with fewer 128-bit accesses than its variant declares. No GPU is needed; exit code 1 names what
+failed. Under another triton: PYTHONPATH=<its folder> python -m bench.aot
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCHS = (80, 90, 100)
+ROOT = Path(__file__).resolve().parent.parent
+NVCC_WHEELS = " ".join(
+    f"'nvidia-{name}==13.0.*'"
+    for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
+)
+
+
+class NoCompiler(Exception):
+    """A tool that the check needs is not on this machine."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one kernel became on one architecture."""
+
+    name: str
+    arch: int
+    registers: int
+    stack: int
+    local_accesses: int  # LDL and STL
+    wide_loads: int  # LDG.E.128 and wider
+    wide_stores: int
+    wide: int  # 128-bit accesses there must be
+
+    def faults(self) -> list[str]:
+        faults = []
+        if self.stack:
+            faults.append(f"a stack of {self.stack} bytes")
+        if self.local_accesses:
+            faults.append(f"{self.local_accesses} local memory accesses")
+        if self.wide_loads + self.wide_stores < self.wide:
+            faults.append(f"{self.wide_loads + self.wide_stores} of {self.wide} 128-bit accesses")
+        return faults
+
+
+def triton_reports(
+    variants: Iterable[tuple[str, object, dict[str, object], int]],
+    archs: Iterable[int] = ARCHS,
+) -> Iterator[Report]:
+    """Compile Triton kernels: name, kernel, arguments of a launch, 128-bit accesses to be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    for name, kernel, arguments, wide in variants:
+        for arch in archs:
+            target = GPUTarget("cuda", arch, 32)
+            backend = make_backend(target)
+            bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+            bound, specialization, options = bind(**arguments)
+            options, signature, constants, attributes = kernel._pack_args(
+                backend, options, bound, specialization, options
+            )
+            source = ASTSource(kernel, signature, constants, attributes)
+            compiled = triton.compile(source, target=target, options=options.__dict__)
+            with tempfile.TemporaryDirectory() as folder:
+                cubin = Path(folder) / "kernel.cubin"
+                cubin.write_bytes(compiled.asm["cubin"])
+                yield from read_binary(cubin, arch, wide, name)
+
+
+def nvcc_reports(
+    files: Iterable[Path], archs: Iterable[int] = ARCHS, flags: Iterable[str] = ()
+) -> Iterator[Report]:
+    """Compile .cu files; every kernel in them is reported by its own name."""
+    files = list(files)
+    if not files:
+        return
+    nvcc = find_nvcc()
+    for file in files:
+        for arch in archs:
+            with tempfile.TemporaryDirectory() as folder:
+                cubin = Path(folder) / "kernels.cubin"
+                _run(nvcc, "-cubin", "-std=c++17", "-O3", f"-arch=sm_{arch}", *flags,
+                     "-I", str(ROOT / "csrc"), "-o", str(cubin), str(file))  # fmt: skip
+                yield from read_binary(cubin, arch)
+
+
+def read_binary(cubin: Path, arch: int, wide: int = 0, name: str | None = None) -> Iterator[Report]:
+    """Report every kernel in a cubin; name replaces the kernel's own."""
+    usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
+    sass = _run(_tool("cuobjdump"), "--dump-sass", str(cubin))
+    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.S))
+    found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage)
+    if not found:
+        raise RuntimeError(f"cuobjdump names no kernel in {cubin}:\n{usage}")
+    for function, registers, stack in found:
+        operations = re.findall(
+            r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?(\S+)", code[function], re.M
+        )
+        if not operations:
+            raise RuntimeError(f"no instruction was read from {function} in {cubin}")
+        yield Report(
+            name=name or function,
+            arch=arch,
+            registers=int(registers),
+            stack=int(stack),
+            local_accesses=sum(o.startswith(("LDL", "STL")) for o in operations),
+            wide_loads=sum(bool(re.match(r"LDG\.E\S*\.(128|256)", o)) for o in operations),
+            wide_stores=sum(bool(re.match(r"STG\.E\S*\.(128|256)", o)) for o in operations),
+            wide=wide,
+        )
+
+
+def find_nvcc() -> str:
+    """nvcc of CUDA_HOME, of PATH, or of the PyPI wheels in this Python environment."""
+    home, wheels = os.environ.get("CUDA_HOME"), Path(sysconfig.get_path("purelib"), "nvidia/cu13")
+    places = [home and f"{home}/bin", os.environ.get("PATH"), f"{wheels}/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(filter(None, places)))
+    if nvcc:
+        return nvcc
+    raise NoCompiler(
+        "nvcc is needed to check csrc/cuda/*.cu and is neither in CUDA_HOME nor on PATH nor among "
+        f"this environment's packages; install a CUDA toolkit, or: pip install {NVCC_WHEELS}"
+    )
+
+
+def _tool(name: str) -> str:
+    """A binary tool from triton's own package, else from PATH."""
+    import triton
+
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    tool = shutil.which(name, path=str(bundled)) or shutil.which(name)
+    if not tool:
+        raise NoCompiler(f"{name} was found neither in {bundled} nor on PATH; reinstall triton")
+    return tool
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def kernel_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
+    """The declared variants of every module in kernels/."""
+    for file in sorted((ROOT / "kernels").glob("*.py")):
+        module = importlib.import_module(f"fastdiff.kernels.{file.stem}")
+        for name, *rest in getattr(module, "aot_variants", tuple)():
+            yield f"{file.stem} {name}", *rest
+
+
+def main() -> int:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("bench.aot compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
+        return 1
+    import triton
+
+    print(f"triton {triton.__version__}, sm_{', sm_'.join(map(str, ARCHS))}")
+    print(
+        f"{'kernel':56} {'sm':>4} {'regs':>5} {'stack':>6} {'local':>6} {'ld128':>6} {'st128':>6}"
+    )
+    failed = []
+    try:
+        cuda_files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        for reports in (triton_reports(kernel_variants()), nvcc_reports(cuda_files)):
+            for r in reports:
+                faults = ", ".join(r.faults())
+                print(f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.local_accesses:6} "
+                      f"{r.wide_loads:6} {r.wide_stores:6} {faults}")  # fmt: skip
+                if faults:
+                    failed.append(f"{r.name} on sm_{r.arch}: {faults}")
+    except NoCompiler as error:
+        failed.append(str(error))
+    if failed:
+        print("\ncuda-check failed:\n  " + "\n  ".join(failed), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

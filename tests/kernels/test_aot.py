@@ -1,0 +1,119 @@
+"""The machine-code check goes red on what it is there to find."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import aot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SPILLING_CU = """
+__global__ void spills(float *x, int n) {
+    float held[256];
+    for (int i = 0; i < 256; ++i) held[i] = x[i * n];
+    for (int i = 0; i < 256; ++i) x[i] = held[(i * n) & 255];  // run-time index: local memory
+}
+"""
+
+CLEAN_CU = "__global__ void clean(float *x) { x[threadIdx.x] *= 2.0f; }"
+
+# Run in a process of its own, since this one may hold Triton's interpreter.
+TRITON_CASES = """
+import torch, triton, triton.language as tl
+from bench.aot import triton_reports
+
+@triton.jit
+def kernel(x, n, HELD: tl.constexpr, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    values = ()
+    for i in tl.static_range(HELD):
+        values = values + (tl.load(x + i * n + offsets),)
+    for i in tl.static_range(HELD):
+        tl.store(x + (HELD - 1 - i) * n + offsets, values[i] * 2)
+
+def variant(name, held, n):
+    x = torch.empty(8, device="meta")
+    return name, kernel, dict(x=x, n=n, HELD=held, BLOCK=512, num_warps=4), 2 * held
+
+variants = [variant("clean", 2, 1024), variant("spilling", 128, 1024), variant("narrow", 2, 1023)]
+for report in triton_reports(variants, archs=[90]):
+    print(report.name, *report.faults(), sep="; ")
+"""
+
+
+@pytest.fixture(scope="module")
+def triton_faults(tmp_path_factory):
+    """What the check says of three Triton kernels, by name."""
+    script = tmp_path_factory.mktemp("aot") / "cases.py"  # triton.jit reads its source from a file
+    script.write_text(TRITON_CASES)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: faults for name, *faults in (x.split("; ") for x in done.stdout.splitlines())}
+
+
+def test_a_clean_triton_kernel_passes(triton_faults):
+    assert triton_faults["clean"] == []
+
+
+def test_a_spilling_triton_kernel_fails(triton_faults):
+    stack, local = triton_faults["spilling"]
+    assert "stack" in stack and "local memory" in local
+
+
+def test_narrow_accesses_fail_where_wide_ones_are_declared(triton_faults):
+    """An odd stride leaves 128-bit accesses to the first row alone."""
+    assert triton_faults["narrow"] == ["2 of 4 128-bit accesses"]
+
+
+def has_nvcc():
+    try:
+        return bool(aot.find_nvcc())
+    except aot.NoCompiler:
+        return False
+
+
+needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on this machine")
+
+
+@needs_nvcc
+def test_cuda_files(tmp_path):
+    for name, text in (("clean.cu", CLEAN_CU), ("spills.cu", SPILLING_CU)):
+        (tmp_path / name).write_text(text)
+    clean, spilled = aot.nvcc_reports([tmp_path / "clean.cu", tmp_path / "spills.cu"], archs=[90])
+    assert "clean" in clean.name and not clean.faults()
+    assert "spills" in spilled.name and any("stack" in fault for fault in spilled.faults())
+
+
+@needs_nvcc
+def test_a_cuda_file_that_does_not_compile(tmp_path):
+    (tmp_path / "broken.cu").write_text("__global__ void broken( {")
+    with pytest.raises(RuntimeError, match=r"broken\.cu"):
+        list(aot.nvcc_reports([tmp_path / "broken.cu"], archs=[90]))
+
+
+def test_without_nvcc_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(aot.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(aot.NoCompiler, match="pip install 'nvidia-cuda-nvcc"):
+        list(aot.nvcc_reports([tmp_path / "any.cu"]))
+    assert list(aot.nvcc_reports([])) == []
+
+
+def test_faults_of_a_report():
+    def report(**changes):
+        values = dict(registers=32, stack=0, local_accesses=0, wide_loads=2, wide_stores=1, wide=3)
+        return aot.Report("kernel", 90, **{**values, **changes})
+
+    assert report().faults() == []
+    assert report(stack=8).faults() == ["a stack of 8 bytes"]
+    assert report(local_accesses=2).faults() == ["2 local memory accesses"]
+    assert report(wide_loads=0).faults() == ["1 of 3 128-bit accesses"]

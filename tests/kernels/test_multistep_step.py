@@ -1,0 +1,231 @@
+"""The Triton kernel of multistep_step against its reference, bit for bit.
+
+It runs compiled where there is a GPU, else on CPU tensors under Triton's interpreter.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastdiff.kernels.multistep_step import launch
+
+from fastdiff.ops.multistep_step import READS, WRITES, allocate_slots, multistep_step_ref
+
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INF = math.inf
+BF16 = [
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not torch.cuda.is_available(), reason="the interpreter truncates to bfloat16"
+        ),
+    )
+]
+
+
+def case(
+    reads=2,
+    writes=1,
+    batch=2,
+    sample=(3, 5, 7),
+    dtype=torch.float32,
+    output=torch.float32,
+    network_input=None,
+    guided=False,
+    rows=1,
+    seeded=False,
+    given_noise=False,
+    channels_last=False,
+    seed=0,
+):
+    """Arguments of a launch as a namespace, in the op's order; every coefficient is non-zero."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, of=dtype):
+        value = torch.randn(shape, generator=random, dtype=torch.float64).to(of)
+        return value.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else value
+
+    forward = 2 * batch if guided else batch
+    slots = allocate_slots(reads + writes + 1, normal(batch, *sample))
+    slots.copy_(torch.stack([normal(batch, *sample) for _ in slots]))
+    coefficients = torch.randn(
+        rows, 5 + writes * (3 + reads), generator=random, dtype=torch.float64
+    ).to(dtype)
+    coefficients[:, 2:4] = torch.tensor([-0.7, 0.8])
+    index = torch.tensor([3, 0, *range(reads + writes)], dtype=torch.int32)
+    return SimpleNamespace(
+        slots=slots,
+        output=None if output is None else normal(forward, *sample, of=output),
+        coefficients=coefficients,
+        index=index,
+        guidance=torch.rand(rows, generator=random, dtype=dtype) * 5 if guided else None,
+        seeds=torch.arange(batch) * 0x123456789ABC - 7 if seeded else None,
+        noise=normal(batch, *sample) if given_noise else None,
+        network_input=None
+        if network_input is None
+        else torch.full_like(normal(forward, *sample, of=network_input), math.nan),
+        reads=reads,
+        writes=writes,
+    )
+
+
+def assert_same(got, expected):
+    """Equal bits, any NaN being like any other."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def check(arguments):
+    """Launch the kernel and compare everything it may write with the reference."""
+    expected = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(arguments).items()
+    }
+    multistep_step_ref(**expected)
+    got = {k: to(v, DEVICE) for k, v in vars(arguments).items()}
+    launch(**got)
+    assert_same(got["slots"].cpu(), expected["slots"])
+    if arguments.network_input is not None:
+        assert_same(got["network_input"].cpu(), expected["network_input"])
+    return expected
+
+
+def to(value, device):
+    """A copy on the device with the same strides, padding between slots included."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+    return copy.copy_(value)
+
+
+@pytest.mark.parametrize("writes", WRITES)
+@pytest.mark.parametrize("reads", READS)
+def test_every_table_shape(reads, writes):
+    check(case(reads, writes, seed=reads + writes))
+
+
+@pytest.mark.parametrize("network_input", [torch.float32, torch.float16, *BF16])
+@pytest.mark.parametrize("output", [torch.float32, torch.float16, *BF16])
+@pytest.mark.parametrize(
+    "channels_last, guided", [(False, True), (True, False)], ids=["guided", "channels_last"]
+)
+def test_dtypes_layouts_guidance(output, network_input, channels_last, guided):
+    arguments = case(
+        output=output,
+        network_input=network_input,
+        channels_last=channels_last,
+        guided=guided,
+        rows=2,
+        seeded=True,
+    )
+    check(arguments)
+
+
+@pytest.mark.parametrize("output", [torch.float64, torch.float32, torch.float16])
+def test_float64_state(output):
+    arguments = case(4, 3, dtype=torch.float64, output=output, network_input=output, seeded=True)
+    check(arguments)
+
+
+def test_float64_is_cast_to_half_precision_as_torch_casts():
+    """A value that rounds differently in one step than through float32."""
+    arguments = case(1, 1, dtype=torch.float64, network_input=torch.float16)
+    arguments.slots[0] = 1 + 2**-11 + 2**-40
+    arguments.coefficients = torch.tensor([[0, 0, 0, 0, 1.0, 0, 0, 0, 1]], dtype=torch.float64)
+    check(arguments)
+
+
+@pytest.mark.parametrize(
+    "sample", [(), (1,), (5,), (257,), (1, 1, 4), (3, 16, 16), (1, 33, 35), (2, 3, 2, 5)], ids=str
+)
+def test_sizes(sample):
+    batch = 1 + len(sample)
+    check(case(sample=sample, batch=batch, seeded=True, network_input=torch.float16))
+
+
+@pytest.mark.parametrize(
+    "sample", [(4, 1, 1), (1, 6, 5), (5, 1, 9), (3, 24, 32), (6, 7), (3, 2, 3, 4)], ids=str
+)
+def test_channels_last_sizes(sample):
+    check(case(sample=sample, channels_last=True, seeded=True))
+
+
+def test_given_noise_and_shared_guidance():
+    check(case(given_noise=True, guided=True, rows=1, network_input=torch.float32))
+
+
+def test_output_with_extra_channels():
+    """A network with learned variance: the first channels of a larger output."""
+    arguments = case()
+    whole = torch.randn(2, 6, 5, 7)
+    arguments.output = whole[:, :3]
+    check(arguments)
+
+
+def test_zero_coefficients_are_not_read():
+    """NaN in an operand without weight reaches nothing, sample by sample."""
+    reads, writes = 2, 2
+    for column in range(5 + writes * (3 + reads)):
+        if column in (2, 3, 4):
+            continue
+        arguments = case(reads, writes, rows=2, guided=True, given_noise=True, sample=(3, 4, 4))
+        arguments.coefficients[0, column] = 0
+        arguments.slots[column % reads, 0] = math.nan
+        arguments.output[1::2] = INF
+        arguments.noise[0, 0] = math.nan
+        check(arguments)
+
+
+@pytest.mark.parametrize("operand", ["slot", "output", "noise", "conversion"])
+def test_nan_in_an_unread_operand_vanishes(operand):
+    arguments = case(2, 1, given_noise=True)
+    row = arguments.coefficients
+    if operand == "slot":
+        row[:, 9] = 0
+        arguments.slots[1] = math.nan
+    elif operand == "output":
+        row[:, [0, 6]] = 0
+        arguments.output[:] = math.nan
+    elif operand == "noise":
+        row[:, 7] = 0
+        arguments.noise[:] = math.nan
+    else:
+        row[:, [1, 8]] = 0
+        arguments.slots[0] = math.nan
+    expected = check(arguments)
+    assert expected["slots"][2].isfinite().all()
+
+
+def test_nan_passes_the_clamp():
+    arguments = case(1, 1, rows=2)
+    arguments.output[0, 0, 0, 0] = math.nan
+    expected = check(arguments)
+    assert expected["slots"][1].isnan().sum() == 1
+
+
+def test_infinite_bounds_clip_nothing():
+    arguments = case(1, 1, network_input=torch.float16)
+    arguments.coefficients[:, 2], arguments.coefficients[:, 3] = -INF, INF
+    arguments.output *= 1e30
+    check(arguments)
+
+
+def test_writing_a_slot_that_was_read():
+    arguments = case(2, 2)
+    arguments.index = torch.tensor([0, 0, 0, 1, 1, 0], dtype=torch.int32)
+    check(arguments)
+
+
+def test_noise_alone_matches_its_definition():
+    """Initial noise: no output, purpose 1, and a sample of more than one program."""
+    arguments = case(1, 1, output=None, seeded=True, sample=(1200,))
+    arguments.index[0], arguments.index[1] = 2**31 - 1, 1
+    arguments.coefficients = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1.0, 0]])
+    expected = check(arguments)
+    assert 0.9 < expected["slots"][1].std() < 1.1
+
+
+@pytest.mark.parametrize("sample, batch", [((3, 4, 4), 0), ((0, 4, 4), 2)])
+def test_nothing_to_do(sample, batch):
+    check(case(sample=sample, batch=batch, rows=1, seeded=True))
