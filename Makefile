@@ -43,7 +43,10 @@ $(VENV)/.tests: $(VENV)/.built
 	$(PIP) --no-build-isolation -e '.[demo,test,bench,lint]'
 	touch $@
 
+# Without a CUDA toolkit the compiler comes from PyPI.
 $(VENV)/.cuda: $(VENV)/.tests
+	command -v nvcc >/dev/null || $(PIP) 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' \
+		'nvidia-nvvm==13.0.*' 'nvidia-cuda-runtime==13.*' 'nvidia-cuda-cccl==13.*'
 	touch $@
 
 clean:

@@ -99,6 +99,7 @@ def machine(device: torch.device) -> dict[str, object]:
         "device": "cpu",
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton.__version__,

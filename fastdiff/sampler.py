@@ -231,9 +231,15 @@ class Sampler:
     ) -> tuple[Tensor, Tensor | None]:
         if seeds is not None:
             device = noise.device if isinstance(noise, Tensor) else self._network_device()
-            seeds = torch.as_tensor([seeds] if isinstance(seeds, int) else seeds, device=device)
+            given = [seeds] if isinstance(seeds, int) else seeds
+            try:
+                seeds = torch.as_tensor(given, device=device)
+            except (RuntimeError, TypeError, ValueError):  # no numbers, or of more than 64 bits
+                seeds = torch.empty(())
             if seeds.ndim != 1 or (seeds.numel() and seeds.is_floating_point()):
-                raise ValueError(f"seeds must be whole numbers, one per image; got {seeds}")
+                raise ValueError(
+                    f"seeds must be whole numbers of 64 bits, one per image; got {given}"
+                )
             seeds = seeds.to(torch.int64).contiguous()
         if noise is None:
             if seeds is None or shape is None:
@@ -373,6 +379,8 @@ class _Run:
                 f"denoiser must return a tensor; got {type(output).__name__} (a function around "
                 "it can unpack that, such as lambda x, t, **c: network(x, t, **c).sample)"
             )
+        if not output.is_floating_point():
+            raise TypeError(f"denoiser must return floating-point numbers; got {output.dtype}")
         merge = self.table.merge
         wide = output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]
         if merge is not None and wide:

@@ -144,8 +144,9 @@ def test_ddim_noise_is_that_of_equation_16(eta: float) -> None:
     for schedule in (LINEAR, NoiseSchedule.edm(), NoiseSchedule.flow()):
         t, u = 0.7 * schedule.first, 0.4 * schedule.first
         (_, stage) = build_tableau("ddim", schedule, spacing=[t, u], eta=eta).stages
-        a_t, s_t, a_u, s_u = *(f(t) for f in (schedule.alpha, schedule.sigma)), *(
-            f(u) for f in (schedule.alpha, schedule.sigma)
+        a_t, s_t, a_u, s_u = (
+            *(f(t) for f in (schedule.alpha, schedule.sigma)),
+            *(f(u) for f in (schedule.alpha, schedule.sigma)),
         )
         between = s_t**2 - (a_t / a_u) ** 2 * s_u**2  # variance of x_t given x_u
         (w,) = stage.writes
@@ -213,6 +214,27 @@ def test_orders_of_convergence(solver: str, problem: str) -> None:
         assert 1.6 < mean < 2.4 and errors[-1] < 3e-7
     else:
         assert mean == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("problem", orders.PROBLEMS)
+def test_f_pndm_is_of_fourth_order_in_uniform_steps_of_sigma(problem: str) -> None:
+    """There its warm-up is the classical Runge-Kutta method and its blend Adams-Bashforth's."""
+    mixture, high, low = orders.PROBLEMS[problem], 3.0, 1.0
+    schedule = NoiseSchedule.ve(0.01, 50.0)
+    start, end = math.atan(high), math.atan(low)
+    truth = mixture.flow(orders.STARTS * high * math.cos(start), start, end) / math.cos(end)
+    errors = []
+    for steps in (20, 40, 80, 160):
+        sampler = Sampler(
+            as_denoiser(lambda x, t: mixture.epsilon(x, 1.0, t)),
+            schedule,
+            solver="f_pndm",
+            spacing=np.linspace(high, low, steps + 1),
+            dtype=torch.float64,
+        )
+        ends = sampler(torch.from_numpy(orders.STARTS)[:, None])[:, 0].numpy()
+        errors.append(np.sqrt(np.mean((ends - truth) ** 2)))
+    assert orders.slopes(np.array(errors))[-1] == pytest.approx(4, abs=0.3)
 
 
 @pytest.mark.slow

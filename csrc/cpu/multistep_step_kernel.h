@@ -99,36 +99,55 @@ struct Operands {
   S* scaled;             // receives c_in * new_0; null: not wanted
 };
 
-// Elements [i, i + lanes) of the sample, which are [j, j + lanes) of the chunk. V is a vector, or S itself for a tail.
-template <class V, class S, int W>
+// total += weight * operand, for U vectors.
+template <class V, int U, class S>
+FASTDIFF_TARGET inline void add(V (&total)[U], S weight, const V (&operand)[U]) {
+  for (int u = 0; u < U; ++u) total[u] = total[u] + weight * operand[u];
+}
+
+template <class V, int U, class S>
+FASTDIFF_TARGET inline void add(V (&total)[U], S weight, const S* operand) {
+  for (int u = 0; u < U; ++u) total[u] = total[u] + weight * load<V>(operand + u * (sizeof(V) / sizeof(S)));
+}
+
+// Elements [i, i + N) of the sample, which are [j, j + N) of the chunk, N being U times the lanes of V: a vector, or S
+// itself for a tail.
+template <class V, int U, class S, int W>
 FASTDIFF_TARGET inline void update(const Row<S, W>& row, const Operands<S>& at, int64_t i, int64_t j) {
-  V model = V{}, x0 = V{}, sum[W];
+  constexpr int lanes = sizeof(V) / sizeof(S);
+  V model[U] = {}, x0[U] = {}, sum[W][U];
   if (at.model) {
-    model = load<V>(at.model + j);
-    if (at.conditional) model = model + row.guidance * (load<V>(at.conditional + j) - model);
+    for (int u = 0; u < U; ++u) model[u] = load<V>(at.model + j + u * lanes);
+    if (at.conditional)
+      for (int u = 0; u < U; ++u)
+        model[u] = model[u] + row.guidance * (load<V>(at.conditional + j + u * lanes) - model[u]);
   }
   if (row.needs_x0) {
-    if (row.p != 0) x0 = row.p * model;
-    if (row.q != 0) x0 = x0 + row.q * load<V>(row.first + i);
     const V lo = V{} + row.lo, hi = V{} + row.hi;
-    x0 = x0 < lo ? lo : x0;
-    x0 = x0 > hi ? hi : x0;
+    if (row.p != 0) add(x0, row.p, model);
+    if (row.q != 0) add(x0, row.q, row.first + i);
+    for (int u = 0; u < U; ++u) {
+      x0[u] = x0[u] < lo ? lo : x0[u];
+      x0[u] = x0[u] > hi ? hi : x0[u];
+    }
   }
+#pragma GCC unroll 3
   for (int w = 0; w < W; ++w) {
-    V total = V{};
-    for (int t = 0; t < row.terms[w]; ++t) total = total + row.weight[w][t] * load<V>(row.slot[w][t] + i);
-    if (row.x0_weight[w] != 0) total = total + row.x0_weight[w] * x0;
-    if (row.model_weight[w] != 0) total = total + row.model_weight[w] * model;
-    if (row.noise_weight[w] != 0 && at.noise) total = total + row.noise_weight[w] * load<V>(at.noise + j);
-    sum[w] = total;
+    V total[U] = {};
+    for (int t = 0; t < row.terms[w]; ++t) add(total, row.weight[w][t], row.slot[w][t] + i);
+    if (row.x0_weight[w] != 0) add(total, row.x0_weight[w], x0);
+    if (row.model_weight[w] != 0) add(total, row.model_weight[w], model);
+    if (row.noise_weight[w] != 0 && at.noise) add(total, row.noise_weight[w], at.noise + j);
+    for (int u = 0; u < U; ++u) sum[w][u] = total[u];
   }
-  for (int w = 0; w < W; ++w) {
-    if (row.stream[w])
-      store_streaming(row.write[w] + i, sum[w]);
-    else
-      store(row.write[w] + i, sum[w]);
-  }
-  if (at.scaled) store(at.scaled + j, V(row.c_in * sum[0]));
+#pragma GCC unroll 3
+  for (int w = 0; w < W; ++w)
+    for (int u = 0; u < U; ++u) {
+      S* const to = row.write[w] + i + u * lanes;
+      row.stream[w] ? store_streaming(to, sum[w][u]) : store(to, sum[w][u]);
+    }
+  if (at.scaled)
+    for (int u = 0; u < U; ++u) store(at.scaled + j + u * lanes, V(row.c_in * sum[0][u]));
 }
 
 template <class From, class S>
@@ -211,6 +230,8 @@ FASTDIFF_TARGET __attribute__((noinline)) void sample_normals(
   }
 }
 
+constexpr int kUnroll = 4;
+
 template <class S, int W>
 FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t end) {
   using V = typename Vector<S>::Type;
@@ -241,8 +262,8 @@ FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t
     at.scaled = step.network_input ? scaled_buffer : nullptr;
 
     int64_t j = 0;
-    for (; j + lanes <= count; j += lanes) update<V>(row, at, start + j, j);
-    for (; j < count; ++j) update<S>(row, at, start + j, j);
+    for (; j + kUnroll * lanes <= count; j += kUnroll * lanes) update<V, kUnroll>(row, at, start + j, j);
+    for (; j < count; ++j) update<S, 1>(row, at, start + j, j);
 
     for (int copy = 0; copy < (step.network_input ? step.network_input_copies : 0); ++copy) {
       const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastdiff.kernels.multistep_step import launch
 
+from fastdiff.kernels.multistep_step import launch
 from fastdiff.ops.multistep_step import READS, WRITES, allocate_slots, multistep_step_ref
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")

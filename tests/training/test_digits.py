@@ -151,6 +151,7 @@ def test_evaluation_goes_on_where_it_stopped(
 
 def test_training_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of the real recipe write a model of the committed form."""
+    monkeypatch.setattr(digits, "BATCH", 8)
     monkeypatch.setattr(digits, "CLASSIFIER", digits.replace(digits.CLASSIFIER, steps=3))
     metadata = digits.train_digits(tmp_path, steps=3, progress=False)
     assert metadata.keys() == load_digits()[1].keys()

@@ -52,7 +52,6 @@ def go(out, steps={STEPS}, **changes):
     )
 """
 
-torch.set_num_threads(1)
 namespace = {"delay": 0.0}
 exec(RUN, namespace)
 go = namespace["go"]
