@@ -101,7 +101,7 @@ def run(out: Path) -> None:
 
 def step_speeds() -> list[tuple[str, tuple[int, ...], float, float]]:
     """(name, batch shape, seconds of the stock scheduler's step, seconds of the fused launch)."""
-    rows = []
+    rows: list[tuple[str, tuple[int, ...], float, float]] = []
     for shape in STEP_SIZES:
         for name, solver in (("PNDM", "plms"), ("UniPC", "unipc")):
             x, output = torch.randn(shape), torch.randn(shape)

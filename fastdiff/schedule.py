@@ -206,15 +206,17 @@ class NoiseSchedule:
             raise TypeError(f"scheduler must be a diffusers scheduler or its config; got {config}")
         name = config.get("_class_name") or type(scheduler).__name__
         if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-            count = config.get("num_train_timesteps", 1000)
+            count: Any = config.get("num_train_timesteps", 1000)
             shift = config.get("shift") or config.get("flow_shift") or 1.0
             return replace(cls.flow(shift), last=1.0 / count, time_scale=float(count))
         if "ScoreSdeVe" in name:
             return cls.ve(config["sigma_min"], config["sigma_max"])
         if "EDM" in name:
             return cls.edm(config["sigma_min"], config["sigma_max"])
-        start, end = config.get("beta_start"), config.get("beta_end")
-        count, kind = config.get("num_train_timesteps"), config.get("beta_schedule")
+        start: Any = config.get("beta_start")
+        end: Any = config.get("beta_end")
+        count = config.get("num_train_timesteps")
+        kind = config.get("beta_schedule")
         if config.get("trained_betas") is not None:
             schedule = _from_betas("trained_betas", np.asarray(config["trained_betas"], float))
         elif kind == "linear":
@@ -361,11 +363,11 @@ class _Discrete(NoiseSchedule):
         t = wide(t)
         if isinstance(t, torch.Tensor):
             position = (t + 1).clamp(0, len(self.log_bar) - 1)
-            table = torch.from_numpy(self._table).to(t.device)
+            on_device = torch.from_numpy(self._table).to(t.device)
             if self.official:
-                return table[(t.trunc() + 2).clamp(0, len(table) - 1).long()]
-            low = position.floor().clamp(max=max(len(table) - 2, 0)).long()
-            return torch.lerp(table[low], table[low + 1], position - low)
+                return on_device[(t.trunc() + 2).clamp(0, len(on_device) - 1).long()]
+            low = position.floor().clamp(max=max(len(on_device) - 2, 0)).long()
+            return torch.lerp(on_device[low], on_device[low + 1], position - low)
         table = self._table
         if self.official:
             return table[np.clip(np.trunc(t).astype(int) + 2, 0, len(table) - 1)]

@@ -120,7 +120,7 @@ class Trace:
     def __init__(
         self,
         schedule: NoiseSchedule,
-        times: Sequence[float],
+        times: Sequence[float] | np.ndarray,
         *,
         predicts: str,
         prediction: Prediction,
@@ -158,13 +158,14 @@ class Trace:
         """Whether sigma is zero at t."""
         return self.sigma(t) == 0
 
-    def is_drowned(self, t: float) -> bool:
-        """Whether the signal is lost in the noise at t: epsilon is the state and tells nothing.
+    def is_leap(self, t: float, u: float) -> bool:
+        """Whether sigma / alpha falls by more than 20, and by more than 20 times what is left.
 
-        So it is at the start of cosine schedules, flows and those of zero terminal SNR. A step
-        from there is a thousandfold one in sigma / alpha, and averages of epsilon over it blow up.
+        So it does on the first step of cosine schedules, of flows and from zero terminal SNR, and
+        on grids of two or three steps. Averages of epsilon over such a step blow up.
         """
-        return self.alpha(t) < 1e-3 * self.sigma(t)
+        here, there = self.sigma(t) / self.alpha(t), self.sigma(u) / self.alpha(u)
+        return here - there > 20 * max(there, 1.0)
 
     def net(self, x: Form, t: float) -> Form:
         """Evaluate the network on x at time t; returns its canonical prediction.
@@ -577,7 +578,7 @@ def trace(
     name: str,
     solver: Callable[..., Form],
     schedule: NoiseSchedule,
-    times: Sequence[float],
+    times: Sequence[float] | np.ndarray,
     *,
     predicts: str,
     kind: str | Prediction = "epsilon",

@@ -117,7 +117,7 @@ def understand(
 
 
 class NumericTrace:
-    """A twin of `fastdiff.Trace` that computes with arrays in extended precision.
+    """A twin of `fastdiff.Trace` that computes with arrays, in extended precision by default.
 
     A solver runs on it as it runs on the symbols, and its result is what the tableau must give.
     """
@@ -134,12 +134,14 @@ class NumericTrace:
         clip: tuple[float, float] | None = None,
         image: Array | None = None,
         stage_noise: Sequence[Array] = (),
+        precision: type = np.longdouble,
     ) -> None:
+        self.precision = precision
         self.schedule, self.times, self.network = schedule, [float(t) for t in times], network
         self.predicts, self.prediction, self.clip = predicts, prediction, clip
         self.stage_noise, self.calls = stage_noise, 0
         alpha, sigma = self.alpha(times[0]), self.sigma(times[0])
-        noise = noise.astype(np.longdouble)
+        noise = noise.astype(precision)
         if image is not None:
             self.x = alpha * image + sigma * noise
         else:
@@ -151,10 +153,10 @@ class NumericTrace:
         return pairwise(self.times)
 
     def alpha(self, t: float) -> Any:
-        return np.longdouble(self.schedule.alpha(t))
+        return self.precision(self.schedule.alpha(t))
 
     def sigma(self, t: float) -> Any:
-        return np.longdouble(self.schedule.sigma(t))
+        return self.precision(self.schedule.sigma(t))
 
     def half_logsnr(self, t: float) -> float:
         with np.errstate(divide="ignore"):
@@ -163,8 +165,9 @@ class NumericTrace:
     def is_clean(self, t: float) -> bool:
         return bool(self.sigma(t) == 0)
 
-    def is_drowned(self, t: float) -> bool:
-        return bool(self.alpha(t) / self.sigma(t) < 1e-3)
+    def is_leap(self, t: float, u: float) -> bool:
+        left = self.sigma(u) / self.alpha(u)
+        return bool(self.sigma(t) / self.alpha(t) > left + 20 * max(left, 1))
 
     def net(self, x: Array, t: float) -> Array:
         self.calls += 1
@@ -212,7 +215,7 @@ def textbook(
     """The result of a registered solver's function run on arrays, no tableau involved."""
     known = get_solver(solver)
     trace = NumericTrace(schedule, times, network, noise, predicts=known.predicts, **settings)
-    return known.function(trace, **(options or {})).astype(np.float64)
+    return np.asarray(known.function(trace, **(options or {})))
 
 
 def as_denoiser(network: Network) -> Callable[..., torch.Tensor]:

@@ -48,14 +48,14 @@ def table() -> str:
         "RMS distance to the exact end of the probability-flow ODE, float64, from the five",
         f"starting points {', '.join(f'{x:g}' for x in STARTS)}, on the schedule",
         "`NoiseSchedule.logsnr_cosine(-6, 6)` with steps uniform in its time. The data are two",
-        "mixtures of three Gaussians on the line whose score is known in closed form; the truth is",
-        "scipy's DOP853 at a relative tolerance of 3e-14. A slope is log2 of the ratio of the errors",
-        "at one halving of the step; the last three are shown.",
+        "mixtures of three Gaussians on the line, whose score is known in closed form; the truth",
+        "is scipy's DOP853 at a relative tolerance of 3e-14. A slope is log2 of the ratio of the",
+        "errors at one halving of the step; the last three are shown.",
         "",
         "The weights of F-PNDM, PLMS and iPNDM are those of uniform steps in sigma / alpha, where",
         "F-PNDM is of fourth order. On any other grid all three are of second order in the end,",
-        "though with a small constant; iPNDM's error changes sign on the way there, which bends its",
-        "slopes. The first and the last step of UniPC are of first order.",
+        "though with a small constant; iPNDM's error changes sign on the way there, which bends",
+        "its slopes. The first and the last step of UniPC are of first order.",
     ]
     for name, problem in PROBLEMS.items():
         means, stds = (", ".join(f"{x:g}" for x in v) for v in (problem.means, problem.stds))

@@ -119,7 +119,7 @@ def test_network_calls(steps: int) -> None:
         "unipc": steps,
     }
     for solver, calls in expected.items():
-        tableau = build_tableau(solver, LINEAR, steps)
+        tableau = build_tableau(solver, LINEAR, steps, spacing="leading")
         assert (tableau.nfe, tableau.steps) == (calls, steps), solver
     official = build_tableau("f_pndm", LINEAR, 10, spacing="leading", convention="official")
     assert official.nfe == 19
@@ -127,6 +127,19 @@ def test_network_calls(steps: int) -> None:
     for few in (1, 2):
         official = build_tableau("f_pndm", LINEAR, few, spacing="leading", convention="official")
         assert official.nfe == 4 * few
+
+
+def test_a_leap_is_not_averaged_over() -> None:
+    """From pure noise, or in two steps from 999, the second call would do harm: it is not made."""
+    for schedule in (NoiseSchedule.cosine(), NoiseSchedule.flow(), NoiseSchedule.logsnr_cosine()):
+        kind = {"prediction": "v_prediction"}
+        calls = {
+            s: build_tableau(s, schedule, 10, **kind).nfe for s in ("heun", "s_pndm", "f_pndm")
+        }
+        clean = schedule.clean is not None
+        assert calls == {"heun": 18 if clean else 19, "s_pndm": 10, "f_pndm": 16}
+    assert build_tableau("heun", LINEAR, 2, spacing="trailing").nfe == 2
+    assert build_tableau("heun", LINEAR, 3, spacing="trailing").nfe == 5
 
 
 def test_f_pndm_evaluates_where_the_paper_says() -> None:

@@ -110,44 +110,52 @@ FASTDIFF_TARGET inline void add(V (&total)[U], S weight, const S* operand) {
   for (int u = 0; u < U; ++u) total[u] = total[u] + weight * load<V>(operand + u * (sizeof(V) / sizeof(S)));
 }
 
-// Elements [i, i + N) of the sample, which are [j, j + N) of the chunk, N being U times the lanes of V: a vector, or S
-// itself for a tail.
+// Elements [begin, end) of the chunk that starts at element `start` of the sample, U vectors V a turn (V is S itself for
+// a tail). Returns where it stopped: less than a turn before `end`.
 template <class V, int U, class S, int W>
-FASTDIFF_TARGET inline void update(const Row<S, W>& row, const Operands<S>& at, int64_t i, int64_t j) {
+FASTDIFF_TARGET __attribute__((noinline)) int64_t update(
+    const Row<S, W>& row, const Operands<S>& at, int64_t start, int64_t begin, int64_t end) {
   constexpr int lanes = sizeof(V) / sizeof(S);
-  V model[U] = {}, x0[U] = {}, sum[W][U];
-  if (at.model) {
-    for (int u = 0; u < U; ++u) model[u] = load<V>(at.model + j + u * lanes);
-    if (at.conditional)
-      for (int u = 0; u < U; ++u)
-        model[u] = model[u] + row.guidance * (load<V>(at.conditional + j + u * lanes) - model[u]);
-  }
-  if (row.needs_x0) {
-    const V lo = V{} + row.lo, hi = V{} + row.hi;
-    if (row.p != 0) add(x0, row.p, model);
-    if (row.q != 0) add(x0, row.q, row.first + i);
-    for (int u = 0; u < U; ++u) {
-      x0[u] = x0[u] < lo ? lo : x0[u];
-      x0[u] = x0[u] > hi ? hi : x0[u];
+  const V lo = V{} + row.lo, hi = V{} + row.hi;
+  int64_t j = begin;
+  for (; j + U * lanes <= end; j += U * lanes) {
+    const int64_t i = start + j;
+    V model[U] = {}, x0[U] = {}, sum[W][U];
+    if (at.model) {
+      for (int u = 0; u < U; ++u) model[u] = load<V>(at.model + j + u * lanes);
+      if (at.conditional)
+        for (int u = 0; u < U; ++u)
+          model[u] = model[u] + row.guidance * (load<V>(at.conditional + j + u * lanes) - model[u]);
     }
-  }
-#pragma GCC unroll 3
-  for (int w = 0; w < W; ++w) {
-    V total[U] = {};
-    for (int t = 0; t < row.terms[w]; ++t) add(total, row.weight[w][t], row.slot[w][t] + i);
-    if (row.x0_weight[w] != 0) add(total, row.x0_weight[w], x0);
-    if (row.model_weight[w] != 0) add(total, row.model_weight[w], model);
-    if (row.noise_weight[w] != 0 && at.noise) add(total, row.noise_weight[w], at.noise + j);
-    for (int u = 0; u < U; ++u) sum[w][u] = total[u];
-  }
-#pragma GCC unroll 3
-  for (int w = 0; w < W; ++w)
-    for (int u = 0; u < U; ++u) {
-      S* const to = row.write[w] + i + u * lanes;
-      row.stream[w] ? store_streaming(to, sum[w][u]) : store(to, sum[w][u]);
+    if (row.needs_x0) {
+      if (row.p != 0) add(x0, row.p, model);
+      if (row.q != 0) add(x0, row.q, row.first + i);
+      for (int u = 0; u < U; ++u) {
+        x0[u] = x0[u] < lo ? lo : x0[u];
+        x0[u] = x0[u] > hi ? hi : x0[u];
+      }
     }
-  if (at.scaled)
-    for (int u = 0; u < U; ++u) store(at.scaled + j + u * lanes, V(row.c_in * sum[0][u]));
+#pragma GCC unroll 3
+    for (int w = 0; w < W; ++w) {
+      V total[U] = {};
+      // Unrolled, so that every slot has load instructions of its own: processors prefetch by instruction.
+#pragma GCC unroll 4
+      for (int t = 0; t < row.terms[w]; ++t) add(total, row.weight[w][t], row.slot[w][t] + i);
+      if (row.x0_weight[w] != 0) add(total, row.x0_weight[w], x0);
+      if (row.model_weight[w] != 0) add(total, row.model_weight[w], model);
+      if (row.noise_weight[w] != 0 && at.noise) add(total, row.noise_weight[w], at.noise + j);
+      for (int u = 0; u < U; ++u) sum[w][u] = total[u];
+    }
+#pragma GCC unroll 3
+    for (int w = 0; w < W; ++w)
+      for (int u = 0; u < U; ++u) {
+        S* const to = row.write[w] + i + u * lanes;
+        row.stream[w] ? store_streaming(to, sum[w][u]) : store(to, sum[w][u]);
+      }
+    if (at.scaled)
+      for (int u = 0; u < U; ++u) store(at.scaled + j + u * lanes, V(row.c_in * sum[0][u]));
+  }
+  return j;
 }
 
 template <class From, class S>
@@ -235,7 +243,6 @@ constexpr int kUnroll = 4;
 template <class S, int W>
 FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t end) {
   using V = typename Vector<S>::Type;
-  constexpr int64_t lanes = sizeof(V) / sizeof(S);
   alignas(64) S model_buffer[kChunk], conditional_buffer[kChunk], noise_buffer[kChunk], scaled_buffer[kChunk];
   const int64_t per_sample = chunks_per_sample(step);
   Row<S, W> row;
@@ -261,9 +268,8 @@ FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t
     }
     at.scaled = step.network_input ? scaled_buffer : nullptr;
 
-    int64_t j = 0;
-    for (; j + kUnroll * lanes <= count; j += kUnroll * lanes) update<V, kUnroll>(row, at, start + j, j);
-    for (; j < count; ++j) update<S, 1>(row, at, start + j, j);
+    const int64_t done = update<V, kUnroll>(row, at, start, 0, count);
+    update<S, 1>(row, at, start, done, count);
 
     for (int copy = 0; copy < (step.network_input ? step.network_input_copies : 0); ++copy) {
       const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;

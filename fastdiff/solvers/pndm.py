@@ -48,14 +48,14 @@ def runge_kutta(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, Form]:
 def multistep(trace: Trace, order: int, warm_up: int = 0, start: str = "") -> Form:
     """Adams-Bashforth of an order, with `warm_up` single steps of a kind before it.
 
-    A warm-up step that would end at the clean image or start from pure noise, where epsilon says
-    nothing, is replaced by the blend at hand.
+    A warm-up step that would end at the clean image, where a network says nothing, or that leaps
+    (see `Trace.is_leap`) is replaced by the blend at hand.
     """
     single = {"improved_euler": improved_euler, "runge_kutta": runge_kutta}.get(start)
     history: deque[Form] = deque(maxlen=order)
     x = trace.x
     for i, (t, u) in enumerate(trace.intervals):
-        if single and i < warm_up and not (trace.is_clean(u) or trace.is_drowned(t)):
+        if single and i < warm_up and not (trace.is_clean(u) or trace.is_leap(t, u)):
             x, d = single(trace, x, t, u)
             history.appendleft(d)
         else:

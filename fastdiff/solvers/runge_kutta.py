@@ -20,12 +20,12 @@ def improved_euler(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, For
 def heun(trace: Trace) -> Form:
     """Heun's second-order method in sigma / alpha (Karras et al. 2022, alg. 1, without churn).
 
-    2 steps - 1 calls: the last step, to the clean image, is Euler's; so is a first one from pure
-    noise.
+    2 steps - 1 calls: the last step, to the clean image, is Euler's; so is one that leaps (see
+    `Trace.is_leap`), such as the first from pure noise.
     """
     x = trace.x
     for t, u in trace.intervals:
-        if trace.is_clean(u) or trace.is_drowned(t):
+        if trace.is_clean(u) or trace.is_leap(t, u):
             x = trace.transfer(x, trace.net(x, t), t, u)
         else:
             x, _ = improved_euler(trace, x, t, u)
