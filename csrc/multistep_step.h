@@ -38,7 +38,7 @@ struct MultistepStep {
 };
 
 // Work is cut into chunks of this many elements; a sample owns ceil(elements / kChunk) of them.
-constexpr int64_t kChunk = 1024;
+constexpr int64_t kChunk = 512;
 
 inline int64_t chunks_per_sample(const MultistepStep& step) {
   return (step.elements + kChunk - 1) / kChunk;

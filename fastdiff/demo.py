@@ -223,9 +223,7 @@ def sample_digits(
 
 def _digits_sampler(solver: str, steps: int) -> fastdiff.Sampler:
     unet, _ = load_digits()
-    return fastdiff.Sampler(
-        unet, fastdiff.NoiseSchedule.linear_beta(), solver=solver, steps=steps, spacing="trailing"
-    )
+    return fastdiff.Sampler(unet, fastdiff.NoiseSchedule.linear_beta(), solver=solver, steps=steps)
 
 
 def _labels(count: int) -> Tensor:
@@ -298,7 +296,7 @@ def draw_quality(path: Path) -> None:
     paired.legend(fontsize=9)
     figure.text(
         0.5, 0.01,
-        f"8x8 digits model, 95 % intervals; {report['command']}, {report['machine']['cpu']}",
+        f"8x8 digits model, 95 % intervals; {report['command']}, {report['machine']}",
         ha="center", fontsize=8, color="0.35",
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0.03, 1, 1))

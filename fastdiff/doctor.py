@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ import torch
 
 import fastdiff
 from fastdiff import _ext
+from fastdiff.machine import cpu_model
 
 DISTRIBUTION = "fastdiff-sampling"
 
@@ -40,14 +40,7 @@ def machine() -> str:
     """The processor, or the GPU where there is one, as a short name."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            models = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def _findings() -> Iterator[tuple[str, str]]:

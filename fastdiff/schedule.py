@@ -352,7 +352,7 @@ class _Discrete(NoiseSchedule):
     @classmethod
     def from_log_bar(cls, name: str, log_bar: np.ndarray) -> _Discrete:
         return cls(
-            name, float(len(log_bar) - 1), 0.0, -1.0, "trailing", 1.0, (0.0, *map(float, log_bar))
+            name, float(len(log_bar) - 1), 0.0, -1.0, "leading", 1.0, (0.0, *map(float, log_bar))
         )
 
     @cached_property

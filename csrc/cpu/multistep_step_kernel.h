@@ -20,142 +20,64 @@ FASTDIFF_TARGET inline void store(S* to, V value) {
   memcpy(to, &value, sizeof value);
 }
 
-// Past the caches; a vector's `to` is aligned to it. Scalars (the tail of a sample) are stored as usual.
-template <class V, class S>
-FASTDIFF_TARGET inline void store_streaming(S* to, V value) {
-  if constexpr (sizeof(V) != FASTDIFF_VECTOR_BYTES) {
-    store(to, value);
-  } else {
-#if !defined(__SSE2__)
-    store(to, value);
-#elif FASTDIFF_VECTOR_BYTES == 64
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
-#elif FASTDIFF_VECTOR_BYTES == 32
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
-#else
-    _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(value));
-#endif
-  }
-}
-
-// One sample's coefficients, and its slots by name. Terms with a zero weight are dropped here, so nothing reads them.
-template <class S, int W>
-struct Row {
-  S p, q, lo, hi, c_in, guidance;
-  const S* first;  // read slot 0, for x0
-  bool needs_x0, needs_model, needs_noise;
-  S x0_weight[W], model_weight[W], noise_weight[W];
-  int terms[W];
-  S weight[W][kMaxReads];
-  const S* slot[W][kMaxReads];
-  S* write[W];
-  bool stream[W];
-};
-
-template <class S, int W>
-FASTDIFF_TARGET inline Row<S, W> make_row(const MultistepStep& step, int64_t sample) {
-  Row<S, W> row;
-  const int reads = step.reads;
-  const int64_t length = kRowHead + W * (3 + reads);
-  const S* c = static_cast<const S*>(step.coefficients) + (step.row_per_sample ? sample * length : 0);
-  S* const slots = static_cast<S*>(step.slots) + sample * step.elements;
-  const int32_t* const read = step.index + 2;
-  row.p = c[0], row.q = c[1], row.lo = c[2], row.hi = c[3], row.c_in = c[4];
-  row.guidance = step.guidance ? static_cast<const S*>(step.guidance)[step.guidance_per_sample ? sample : 0] : S{0};
-  row.first = slots + read[0] * step.slot_stride;
-  row.needs_x0 = row.needs_model = row.needs_noise = false;
-  c += kRowHead;
-  for (int w = 0; w < W; ++w, c += 3 + reads) {
-    row.x0_weight[w] = c[0], row.model_weight[w] = c[1], row.noise_weight[w] = c[2];
-    row.needs_x0 |= c[0] != 0;
-    row.needs_model |= c[1] != 0;
-    row.needs_noise |= c[2] != 0;
-    row.terms[w] = 0;
-    for (int r = 0; r < reads; ++r) {
-      if (c[3 + r] == 0) continue;
-      row.weight[w][row.terms[w]] = c[3 + r];
-      row.slot[w][row.terms[w]++] = slots + read[r] * step.slot_stride;
-    }
-    row.write[w] = slots + read[reads + w] * step.slot_stride;
-  }
-  row.needs_model |= row.needs_x0 && row.p != 0;
-  for (int w = 0; w < W; ++w) {
-    bool is_read = row.needs_x0 && row.q != 0 && row.write[w] == row.first;
-    for (int v = 0; v < W; ++v)
-      for (int t = 0; t < row.terms[v]; ++t) is_read |= row.write[w] == row.slot[v][t];
-    // Chunks are whole vectors long: if the sample is aligned, so is each of its chunks.
-    const bool aligned = reinterpret_cast<uintptr_t>(row.write[w]) % FASTDIFF_VECTOR_BYTES == 0;
-    row.stream[w] = step.stream && aligned && !is_read;
-  }
-  return row;
-}
-
-// The operands of a chunk other than slots, at the chunk's first element; null: zero.
+// A weighted sum of arrays. Terms with a zero weight, or without an operand, are left out: nothing reads them.
 template <class S>
-struct Operands {
-  const S* model;        // output, or its unconditional half
-  const S* conditional;  // null: no guidance
-  const S* noise;
-  S* scaled;             // receives c_in * new_0; null: not wanted
+struct Sum {
+  int terms = 0;
+  S weight[kMaxReads + 3];
+  const S* operand[kMaxReads + 3];
+
+  FASTDIFF_TARGET void add(S by, const S* what) {
+    if (by == 0 || !what) return;
+    weight[terms] = by;
+    operand[terms++] = what;
+  }
 };
 
-// total += weight * operand, for U vectors.
+// to[begin, end) = sum, U vectors V a turn (V is S itself for a tail). Returns where less than a turn was left.
 template <class V, int U, class S>
-FASTDIFF_TARGET inline void add(V (&total)[U], S weight, const V (&operand)[U]) {
-  for (int u = 0; u < U; ++u) total[u] = total[u] + weight * operand[u];
-}
-
-template <class V, int U, class S>
-FASTDIFF_TARGET inline void add(V (&total)[U], S weight, const S* operand) {
-  for (int u = 0; u < U; ++u) total[u] = total[u] + weight * load<V>(operand + u * (sizeof(V) / sizeof(S)));
-}
-
-// Elements [begin, end) of the chunk that starts at element `start` of the sample, U vectors V a turn (V is S itself for
-// a tail). Returns where it stopped: less than a turn before `end`.
-template <class V, int U, class S, int W>
-FASTDIFF_TARGET __attribute__((noinline)) int64_t update(
-    const Row<S, W>& row, const Operands<S>& at, int64_t start, int64_t begin, int64_t end) {
+FASTDIFF_TARGET inline int64_t evaluate(const Sum<S>& sum, S* to, int64_t begin, int64_t end) {
   constexpr int lanes = sizeof(V) / sizeof(S);
-  const V lo = V{} + row.lo, hi = V{} + row.hi;
-  int64_t j = begin;
-  for (; j + U * lanes <= end; j += U * lanes) {
-    const int64_t i = start + j;
-    V model[U] = {}, x0[U] = {}, sum[W][U];
-    if (at.model) {
-      for (int u = 0; u < U; ++u) model[u] = load<V>(at.model + j + u * lanes);
-      if (at.conditional)
-        for (int u = 0; u < U; ++u)
-          model[u] = model[u] + row.guidance * (load<V>(at.conditional + j + u * lanes) - model[u]);
+  int64_t i = begin;
+  for (; i + U * lanes <= end; i += U * lanes) {
+    V total[U] = {};
+    for (int t = 0; t < sum.terms; ++t) {
+      const S* const operand = sum.operand[t] + i;
+      for (int u = 0; u < U; ++u) __builtin_prefetch(operand + 256 + u * lanes, 0, 2);
+      for (int u = 0; u < U; ++u) total[u] = total[u] + sum.weight[t] * load<V>(operand + u * lanes);
     }
-    if (row.needs_x0) {
-      if (row.p != 0) add(x0, row.p, model);
-      if (row.q != 0) add(x0, row.q, row.first + i);
-      for (int u = 0; u < U; ++u) {
-        x0[u] = x0[u] < lo ? lo : x0[u];
-        x0[u] = x0[u] > hi ? hi : x0[u];
-      }
-    }
-#pragma GCC unroll 3
-    for (int w = 0; w < W; ++w) {
-      V total[U] = {};
-      // Unrolled, so that every slot has load instructions of its own: processors prefetch by instruction.
-#pragma GCC unroll 4
-      for (int t = 0; t < row.terms[w]; ++t) add(total, row.weight[w][t], row.slot[w][t] + i);
-      if (row.x0_weight[w] != 0) add(total, row.x0_weight[w], x0);
-      if (row.model_weight[w] != 0) add(total, row.model_weight[w], model);
-      if (row.noise_weight[w] != 0 && at.noise) add(total, row.noise_weight[w], at.noise + j);
-      for (int u = 0; u < U; ++u) sum[w][u] = total[u];
-    }
-#pragma GCC unroll 3
-    for (int w = 0; w < W; ++w)
-      for (int u = 0; u < U; ++u) {
-        S* const to = row.write[w] + i + u * lanes;
-        row.stream[w] ? store_streaming(to, sum[w][u]) : store(to, sum[w][u]);
-      }
-    if (at.scaled)
-      for (int u = 0; u < U; ++u) store(at.scaled + j + u * lanes, V(row.c_in * sum[0][u]));
+    for (int u = 0; u < U; ++u) store(to + i + u * lanes, total[u]);
   }
-  return j;
+  return i;
+}
+
+template <class S>
+FASTDIFF_TARGET __attribute__((noinline)) void evaluate(const Sum<S>& sum, S* to, int64_t count) {
+  const int64_t done = evaluate<typename Vector<S>::Type, 2>(sum, to, 0, count);
+  evaluate<S, 1>(sum, to, done, count);
+}
+
+// Past the caches, if `to` is aligned.
+template <class S>
+FASTDIFF_TARGET inline void copy_streaming(const S* from, S* to, int64_t count) {
+  int64_t i = 0;
+#if defined(__SSE2__)
+  constexpr int64_t lanes = FASTDIFF_VECTOR_BYTES / sizeof(S);
+  if (reinterpret_cast<uintptr_t>(to) % FASTDIFF_VECTOR_BYTES == 0) {
+    for (; i + lanes <= count; i += lanes) {
+#if FASTDIFF_VECTOR_BYTES == 64
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#elif FASTDIFF_VECTOR_BYTES == 32
+      _mm256_stream_si256(
+          reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+#else
+      _mm_stream_si128(
+          reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+#endif
+    }
+  }
+#endif
+  memcpy(to + i, from + i, (count - i) * sizeof(S));
 }
 
 template <class From, class S>
@@ -178,18 +100,20 @@ FASTDIFF_TARGET __attribute__((noinline)) const S* view(const void* from, Type t
 }
 
 template <class To, class S>
-FASTDIFF_TARGET inline void narrow_loop(const S* from, void* to, int64_t offset, int64_t count) {
+FASTDIFF_TARGET inline void narrow_loop(const S* from, S scale, void* to, int64_t offset, int64_t count) {
   To* target = static_cast<To*>(to) + offset;
-  for (int64_t i = 0; i < count; ++i) narrow(from[i], target[i]);
+  for (int64_t i = 0; i < count; ++i) narrow(scale * from[i], target[i]);
 }
 
+// to[offset...] = scale * from, as the type asks.
 template <class S>
-FASTDIFF_TARGET __attribute__((noinline)) void write_as(const S* from, void* to, Type type, int64_t offset, int64_t count) {
+FASTDIFF_TARGET __attribute__((noinline)) void write_as(
+    const S* from, S scale, void* to, Type type, int64_t offset, int64_t count) {
   switch (type) {
-    case Type::f64: return narrow_loop<double>(from, to, offset, count);
-    case Type::f32: return narrow_loop<float>(from, to, offset, count);
-    case Type::f16: return narrow_loop<Half>(from, to, offset, count);
-    case Type::bf16: return narrow_loop<BFloat16>(from, to, offset, count);
+    case Type::f64: return narrow_loop<double>(from, scale, to, offset, count);
+    case Type::f32: return narrow_loop<float>(from, scale, to, offset, count);
+    case Type::f16: return narrow_loop<Half>(from, scale, to, offset, count);
+    case Type::bf16: return narrow_loop<BFloat16>(from, scale, to, offset, count);
   }
 }
 
@@ -238,43 +162,98 @@ FASTDIFF_TARGET __attribute__((noinline)) void sample_normals(
   }
 }
 
-constexpr int kUnroll = 4;
+// The operands of one chunk, in memory of their own where they are not read in place.
+template <class S>
+struct Buffers {
+  alignas(64) S model[kChunk], conditional[kChunk], x0[kChunk], noise[kChunk], result[kMaxWrites][kChunk];
+};
 
-template <class S, int W>
+// Elements [start, start + count) of a sample. All reads come before the first write.
+template <class S>
+FASTDIFF_TARGET void run_chunk(
+    const MultistepStep& step, int64_t sample, int64_t start, int64_t count, Buffers<S>& buffers) {
+  const int reads = step.reads, writes = step.writes, width = 3 + reads;
+  const S* const row =
+      static_cast<const S*>(step.coefficients) + (step.row_per_sample ? sample * (kRowHead + writes * width) : 0);
+  const S p = row[0], q = row[1], lo = row[2], hi = row[3], c_in = row[4];
+  const S* const weights = row + kRowHead;  // of write w: weights[w * width + ...] = x0, model, noise, slots
+  const auto needed = [&](int operand) {
+    for (int w = 0; w < writes; ++w)
+      if (weights[w * width + operand] != 0) return true;
+    return false;
+  };
+  const bool needs_x0 = needed(0);
+  S* const slots = static_cast<S*>(step.slots) + sample * step.elements + start;
+  const auto slot = [&](int i) { return slots + step.index[2 + i] * step.slot_stride; };
+
+  const S* model = nullptr;
+  if (step.output && (needed(1) || (needs_x0 && p != 0))) {
+    const int64_t offset = sample * step.output_stride + start;
+    model = view(step.output, step.output_type, offset, buffers.model, count);
+    if (step.guidance) {
+      const S scale = static_cast<const S*>(step.guidance)[step.guidance_per_sample ? sample : 0];
+      const int64_t half = step.batch * step.output_stride;
+      const S* conditional = view(step.output, step.output_type, offset + half, buffers.conditional, count);
+      for (int64_t i = 0; i < count; ++i) buffers.model[i] = model[i] + scale * (conditional[i] - model[i]);
+      model = buffers.model;
+    }
+  }
+
+  const S* x0 = nullptr;
+  if (needs_x0) {
+    Sum<S> sum;
+    sum.add(p, model);
+    sum.add(q, slot(0));
+    evaluate(sum, buffers.x0, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const S above = buffers.x0[i] < lo ? lo : buffers.x0[i];
+      buffers.x0[i] = above > hi ? hi : above;
+    }
+    x0 = buffers.x0;
+  }
+
+  const S* noise = nullptr;
+  if (needed(2) && step.seeds) {
+    sample_normals(step, sample, start, count, buffers.noise);
+    noise = buffers.noise;
+  } else if (step.noise) {
+    noise = static_cast<const S*>(step.noise) + sample * step.noise_stride + start;
+  }
+
+  bool is_read[kMaxWrites] = {};
+  for (int w = 0; w < writes; ++w) {
+    const S* const weight = weights + w * width;
+    Sum<S> sum;
+    for (int r = 0; r < reads; ++r) sum.add(weight[3 + r], slot(r));
+    for (int t = 0; t < sum.terms; ++t)
+      for (int v = 0; v < writes; ++v) is_read[v] |= sum.operand[t] == slot(reads + v);
+    sum.add(weight[0], x0);
+    sum.add(weight[1], model);
+    sum.add(weight[2], noise);
+    evaluate(sum, buffers.result[w], count);
+  }
+
+  for (int w = 0; w < writes; ++w) {
+    S* const to = slot(reads + w);
+    if (step.stream && !is_read[w])
+      copy_streaming(buffers.result[w], to, count);
+    else
+      memcpy(to, buffers.result[w], count * sizeof(S));
+  }
+  for (int copy = 0; copy < step.network_input_copies; ++copy) {
+    const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;
+    write_as(buffers.result[0], c_in, step.network_input, step.network_input_type, offset, count);
+  }
+}
+
+template <class S>
 FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t end) {
-  using V = typename Vector<S>::Type;
-  alignas(64) S model_buffer[kChunk], conditional_buffer[kChunk], noise_buffer[kChunk], scaled_buffer[kChunk];
+  Buffers<S> buffers;
   const int64_t per_sample = chunks_per_sample(step);
-  Row<S, W> row;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t sample = chunk / per_sample;
-    const int64_t start = (chunk - sample * per_sample) * kChunk;
-    const int64_t count = step.elements - start < kChunk ? step.elements - start : kChunk;
-    if (chunk == begin || start == 0) row = make_row<S, W>(step, sample);
-
-    Operands<S> at{};
-    if (step.output && row.needs_model) {
-      const int64_t offset = sample * step.output_stride + start;
-      at.model = view(step.output, step.output_type, offset, model_buffer, count);
-      if (step.guidance)
-        at.conditional = view(
-            step.output, step.output_type, offset + step.batch * step.output_stride, conditional_buffer, count);
-    }
-    if (row.needs_noise && step.seeds) {
-      sample_normals(step, sample, start, count, noise_buffer);
-      at.noise = noise_buffer;
-    } else if (row.needs_noise && step.noise) {
-      at.noise = static_cast<const S*>(step.noise) + sample * step.noise_stride + start;
-    }
-    at.scaled = step.network_input ? scaled_buffer : nullptr;
-
-    const int64_t done = update<V, kUnroll>(row, at, start, 0, count);
-    update<S, 1>(row, at, start, done, count);
-
-    for (int copy = 0; copy < (step.network_input ? step.network_input_copies : 0); ++copy) {
-      const int64_t offset = (copy * step.batch + sample) * step.network_input_stride + start;
-      write_as(scaled_buffer, step.network_input, step.network_input_type, offset, count);
-    }
+    const int64_t sample = chunk / per_sample, start = (chunk - sample * per_sample) * kChunk;
+    const int64_t rest = step.elements - start;
+    run_chunk(step, sample, start, rest < kChunk ? rest : kChunk, buffers);
   }
 #if defined(__SSE2__)
   if (step.stream) _mm_sfence();
@@ -282,13 +261,5 @@ FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t
 }
 
 FASTDIFF_TARGET void run(const MultistepStep& step, int64_t begin, int64_t end) {
-  const auto by_writes = [&](auto zero) {
-    using S = decltype(zero);
-    switch (step.writes) {
-      case 1: return run_range<S, 1>(step, begin, end);
-      case 2: return run_range<S, 2>(step, begin, end);
-      default: return run_range<S, 3>(step, begin, end);
-    }
-  };
-  step.is_double ? by_writes(double{}) : by_writes(float{});
+  step.is_double ? run_range<double>(step, begin, end) : run_range<float>(step, begin, end);
 }

@@ -1,15 +1,14 @@
 """What each solver costs on the committed digits model, and how good it is: the committed numbers.
 
-Every solver runs its default grid: from time 999 to the clean image at -1, trailing spacing, so all
-have the same two ends and one converged solution serves them all.
+The converged solution of a noise starts at time 999, the noisiest there is. A grid that starts
+later (the default one does) takes the same noise for its start, and pays for that in its distance.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff.machine import cpu_model
 from fastdiff.models import (
     DigitFeatures,
     load_digits,
@@ -50,9 +50,12 @@ SOLVERS: dict[str, tuple[int, ...]] = {
     "dpmpp_2m": CALLS,
     "unipc": CALLS,
     "heun": (5, 7, 9, 13, 19, 29, 49),  # always odd
-    "euler": CALLS,
     "ddim": (*CALLS, 100, 250, 1000),
 }
+
+# The spacings compared at a few numbers of calls, by paired error alone.
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "karras", "logsnr")
+SPACING_CALLS = (10, 20)
 
 # Whose samples are compared with the nearest training images.
 MEMORISATION = ("ipndm", 20)
@@ -64,7 +67,11 @@ REFERENCES = (("f_pndm", 2), ("f_pndm", 1), ("ipndm", 2), ("heun", 1))
 
 def wants_frechet(solver: str, calls: int) -> bool:
     """Whether a row is worth thousands of samples: few calls, and what they are compared with."""
-    return calls <= 20 or (solver == "ddim" and calls in (50, 100, 1000))
+    return calls in (5, 9, 10, 19, 20) or (solver, calls) in {
+        ("f_pndm", 13),
+        ("ddim", 50),
+        ("ddim", 1000),
+    }
 
 
 def steps_for(solver: str, calls: int) -> int:
@@ -159,12 +166,11 @@ def evaluate_digits(
             "value, 95 % interval; bias of the samples taken off",
             "frechet_train": "the same against the 1,437 scans of the training set",
             "agreement": "fraction that the classifier gives the label they were made for",
-            "ms_per_image": f"wall time, batches of {CHUNK}",
         },
-        "grid": "trailing spacing, time 999 to the clean image at -1, no guidance, no clipping",
+        "grid": "the default: leading spacing, ending at the clean image; no guidance, no clipping",
         "seeds": f"paired 0..{PAIRED - 1}, Frechet {FIRST_SEED}..{FIRST_SEED + samples - 1}",
         "labels": "seed modulo 10",
-        "machine": {"cpu": cpu_model(), "threads": torch.get_num_threads()},
+        "machine": cpu_model(),
         "torch": torch.__version__,
         "floor": {
             "frechet": frechet_estimate(of_fit, of_held).to_list(),
@@ -172,13 +178,15 @@ def evaluate_digits(
         },
         "memorisation": None,
         "rows": [],
+        "spacings": [],
     }
     path = Path(out_json)
     if resume and path.exists():
         before = json.loads(path.read_text())
-        if all(before[key] == report[key] for key in ("model", "samples", "torch")):
-            report["rows"] = before["rows"]
-            report["memorisation"] = before["memorisation"]
+        if all(before[key] == report[key] for key in ("model", "samples", "grid", "torch")):
+            report |= {key: before[key] for key in ("rows", "memorisation", "spacings")}
+    if not report["spacings"]:
+        report["spacings"] = compare_spacings(solvers)
     done = {(row["solver"], row["calls"]) for row in report["rows"]}
     wanted = [(name, calls) for name, numbers in solvers.items() for calls in numbers]
     todo = [row for row in wanted if row not in done]
@@ -187,39 +195,51 @@ def evaluate_digits(
         steps = steps_for(name, calls)
         sampler = Sampler(unet, digits_schedule(), solver=name, steps=steps)
         paired = sampler(reference["noise"], labels=reference["labels"])
-        frechet = wants_frechet(name, calls)
-        images, seconds = sample_digits(sampler, samples if frechet else CHUNK)
         row = {
             "solver": name,
             "steps": steps,
             "calls": calls,
             "paired": paired_error(paired, reference["x0"]).to_list(),
-            "ms_per_image": round(1000 * seconds / len(images), 4),
         }
-        if frechet:
+        if wants_frechet(name, calls):
+            images = sample_digits(sampler, samples)
             found = features.features(images)
             row["frechet"] = frechet_estimate(found, of_held).to_list()
             row["frechet_train"] = frechet_estimate(found, of_fit).to_list()
             row["agreement"] = round(agreement(features, images), 4)
-        if (name, calls) == MEMORISATION:
-            report["memorisation"] = {"solver": name, "calls": calls}
-            report["memorisation"] |= nearest_report(images, fit, held)
+            if (name, calls) == MEMORISATION:
+                report["memorisation"] = {"solver": name, "calls": calls}
+                report["memorisation"] |= nearest_report(images, fit, held)
         report["rows"].append(row)
         write_json(path, report)
     return report
 
 
-def sample_digits(sampler: Sampler, count: int) -> tuple[Tensor, float]:
-    """`count` images [count, 1, 8, 8] with their labels in turn, and the seconds they took."""
-    parts, seconds = [], 0.0
+def compare_spacings(solvers: Iterable[str]) -> list[dict[str, Any]]:
+    """Paired errors of each solver on each spacing of the time grid, at a few numbers of calls."""
+    unet, _ = load_digits()
+    reference, rows = load_digits_reference(), []
+    wanted = [(s, c, g) for c in SPACING_CALLS for s in solvers for g in SPACINGS]
+    for name, calls, spacing in wanted:
+        try:
+            steps = steps_for(name, calls)
+        except ValueError:
+            continue
+        sampler = Sampler(unet, digits_schedule(), solver=name, steps=steps, spacing=spacing)
+        found = sampler(reference["noise"], labels=reference["labels"])
+        paired = paired_error(found, reference["x0"]).to_list()
+        rows.append({"solver": name, "calls": calls, "spacing": spacing, "paired": paired})
+    return rows
+
+
+def sample_digits(sampler: Sampler, count: int) -> Tensor:
+    """`count` images [count, 1, 8, 8], their labels in turn."""
+    parts = []
     for begin in range(0, count, CHUNK):
         seeds = range(FIRST_SEED + begin, FIRST_SEED + min(begin + CHUNK, count))
-        noise = seeded_noise(seeds, (len(seeds), *SHAPE))
         labels = torch.tensor(seeds) % CLASSES
-        start = time.perf_counter()
-        parts.append(sampler(noise, labels=labels))
-        seconds += time.perf_counter() - start
-    return torch.cat(parts), seconds
+        parts.append(sampler(seeds=seeds, shape=SHAPE, labels=labels))
+    return torch.cat(parts)
 
 
 def agreement(features: DigitFeatures, images: Tensor) -> float:
@@ -242,9 +262,66 @@ def nearest_report(images: Tensor, fit: Tensor, held: Tensor) -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def markdown(report: dict[str, Any]) -> str:
+    """The committed numbers as a page."""
+
+    def number(estimate: list[float]) -> str:
+        value, low, high = (f"{x:.3g}" for x in estimate)
+        return f"{value} ({low} .. {high})"
+
+    memory = report["memorisation"]
+    lines = [
+        "# Quality of the digits model, by solver",
+        "",
+        f"Made by `{report['command']}` on {report['machine']}, torch {report['torch']};",
+        "printed by `python -m fastdiff.training.evaluate > docs/quality.md`. Intervals are 95 %.",
+        "",
+        f"- distance: {report['units']['paired']}; to the converged solution from the same noises.",
+        f"- Frechet: {report['units']['frechet']}; {report['samples']:,} samples. Its floor,",
+        f"  {report['floor']['what']}: {number(report['floor']['frechet'])}.",
+        f"- agreement: {report['units']['agreement']}.",
+        f"- grid: {report['grid']}.",
+        "",
+        "| solver | calls | distance | Frechet | agreement |",
+        "|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        frechet = number(row["frechet"]) if "frechet" in row else ""
+        agreed = f"{row['agreement']:.3f}" if "frechet" in row else ""
+        cells = (row["solver"], str(row["calls"]), number(row["paired"]), frechet, agreed)
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "## Which grid",
+        "",
+        "Distance to the converged solution, which starts at time 999; the smallest in bold.",
+        "",
+        "| solver | calls | " + " | ".join(SPACINGS) + " |",
+        "|---|---|" + "---|" * len(SPACINGS),
+    ]
+    for solver, calls in dict.fromkeys((r["solver"], r["calls"]) for r in report["spacings"]):
+        found = {
+            r["spacing"]: r["paired"][0]
+            for r in report["spacings"]
+            if (r["solver"], r["calls"]) == (solver, calls)
+        }
+        best = min(found.values())
+        errors = (found[spacing] for spacing in SPACINGS)
+        shown = [f"**{x:.3f}**" if x == best else f"{x:.3f}" for x in errors]
+        lines.append(f"| {solver} | {calls} | " + " | ".join(shown) + " |")
+    lines += [
+        "",
+        "## Memorisation",
+        "",
+        f"RMS distance to the nearest training scan, 5th, 50th and 95th percentile: samples of "
+        f"{memory['solver']} with",
+        f"{memory['calls']} calls {memory['samples_5_50_95']}, held-out scans "
+        f"{memory['held_out_5_50_95']}. A sample is nearer than a held-out scan with chance",
+        f"{number(memory['chance_nearer_than_held_out'])}; copies would give 1, new scans 0.5.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    asset = Path(__file__).parents[1] / "assets" / "digits_quality.json"
+    print(markdown(json.loads(asset.read_text())))

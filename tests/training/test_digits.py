@@ -135,18 +135,18 @@ def test_evaluation_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "quality.json"
-    evaluate.evaluate_digits(out, samples=40, solvers={"ddim": (2,)}, progress=False)
+    evaluate.evaluate_digits(out, samples=40, solvers={"ddim": (5,)}, progress=False)
     first = json.loads(out.read_text())["rows"]
     sampled = []
     whole = evaluate.sample_digits
     monkeypatch.setattr(
         evaluate, "sample_digits", lambda s, n: sampled.append(s.tableau.nfe) or whole(s, n)
     )
-    wanted = {"ddim": (2, 3)}
+    wanted = {"ddim": (5, 9)}
     report = evaluate.evaluate_digits(out, samples=40, solvers=wanted, progress=False)
-    assert sampled == [3]
+    assert sampled == [9]
     assert report["rows"][0] == first[0]
-    assert [row["calls"] for row in json.loads(out.read_text())["rows"]] == [2, 3]
+    assert [row["calls"] for row in json.loads(out.read_text())["rows"]] == [5, 9]
 
 
 def test_training_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
