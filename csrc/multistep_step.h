@@ -37,7 +37,8 @@ struct MultistepStep {
   bool stream;                   // bypass the caches where a slot is written and not read
 };
 
-// Work is cut into chunks of this many elements; a sample owns ceil(elements / kChunk) of them.
+// Work is cut into chunks of this many elements, so that a chunk's operands stay in the first cache; a sample owns
+// ceil(elements / kChunk) of them.
 constexpr int64_t kChunk = 512;
 
 inline int64_t chunks_per_sample(const MultistepStep& step) {

@@ -614,20 +614,23 @@ def trace(
 def _needed_rows(run: Trace, result: Value) -> list[dict[Value, dict[Value, Coefficient]]]:
     """For each stage the values that later stages need, each as a row over what the stage can read:
     values of earlier stages and the stage's own F, x0 and z."""
-    needed = {result, *(e.sees for e in run.evaluations)}
+    needed: list[set[Value]] = [set() for _ in range(run.stage + 1)]  # by the stage of their birth
+    for value in (result, *(e.sees for e in run.evaluations)):
+        needed[value.stage].add(value)
     rows: list[dict[Value, dict[Value, Coefficient]]] = [{} for _ in range(run.stage + 1)]
     for stage in reversed(range(run.stage + 1)):
         seen_next = run.evaluations[stage].sees if stage < len(run.evaluations) else result
         # What the next evaluation sees comes first; the others in the order they were made.
-        born = sorted((v for v in needed if v.stage == stage), key=lambda v: (v != seen_next, v[2]))
-        for value in born:
+        for value in sorted(needed[stage], key=lambda v: (v != seen_next, v.number)):
             row = _expand(run, value, stage)
             for leaf in row:
                 if leaf.kind in ("output", "x0", "noise") and leaf.stage != stage:
                     raise ValueError(f"{leaf.kind} drawn in stage {leaf.stage} is used in stage "
                                      f"{stage}; use keep() to carry it over")  # fmt: skip
             rows[stage][value] = row
-            needed.update(v for v in row if v.stage < stage and v.kind != "input")
+            for part in row:
+                if part.stage < stage and part.kind != "input":
+                    needed[part.stage].add(part)
     return rows
 
 
@@ -659,12 +662,13 @@ def _assign_slots(
             last_use[value] = max(last_use.get(value, -1), stage)
     inputs = [Value("input", -1, k) for k in range(2)]
     slot_of = {value: k for k, value in enumerate(inputs) if k == 0 or value in last_use}
-    count = len(slot_of)
+    count, alive = len(slot_of), set(slot_of)
     for stage, rows_of_stage in enumerate(rows):
-        alive = {slot for v, slot in slot_of.items() if last_use.get(v, -1) > stage}
+        alive = {value for value in alive if last_use.get(value, -1) > stage}
         for value in rows_of_stage:
-            slot_of[value] = next(k for k in range(count + 1) if k not in alive)
-            alive.add(slot_of[value])
+            taken = {slot_of[other] for other in alive}
+            slot_of[value] = next(k for k in range(count + 1) if k not in taken)
+            alive.add(value)
             count = max(count, slot_of[value] + 1)
     return slot_of, count
 
@@ -681,7 +685,7 @@ def _lay_out(
         stored.add(evaluation.sees)
     # The state the network saw first, then the older values, newest to oldest.
     order = sorted(
-        stored, key=lambda v: (evaluation is None or v != evaluation.sees, -v.stage, v[2])
+        stored, key=lambda v: (evaluation is None or v != evaluation.sees, -v.stage, v.number)
     )
     schedule = run.schedule
     return Stage(

@@ -70,7 +70,7 @@ def wants_frechet(solver: str, calls: int) -> bool:
     return calls in (5, 9, 10, 19, 20) or (solver, calls) in {
         ("f_pndm", 13),
         ("ddim", 50),
-        ("ddim", 1000),
+        ("ddim", 100),
     }
 
 

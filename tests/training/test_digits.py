@@ -73,11 +73,11 @@ def test_committed_losses_and_accuracy_are_those_of_the_committed_weights() -> N
 
 
 def test_reference_is_the_converged_solution_of_its_seeds() -> None:
-    """A second-order solver nears it, twice as many steps nearly four times as close."""
+    """A second-order solver nears it: four times the steps, at least four times as close."""
     unet, _ = load_digits()
     reference = load_digits_reference()
     assert torch.equal(reference["noise"], seeded_noise(range(64), (64, 1, 8, 8)))
-    some = {name: value[:8] for name, value in reference.items()}
+    some = {name: value[:4] for name, value in reference.items()}
 
     def error(steps: int) -> float:
         sampler = Sampler(
@@ -85,9 +85,9 @@ def test_reference_is_the_converged_solution_of_its_seeds() -> None:
         )
         return paired_error(sampler(some["noise"], labels=some["labels"]), some["x0"]).value
 
-    coarse, fine = error(50), error(200)
+    coarse, fine = error(25), error(100)
     assert fine < coarse / 4
-    assert fine < 0.02
+    assert fine < 0.005
 
 
 def test_committed_paired_errors_can_be_made_again(quality: dict) -> None:
