@@ -256,7 +256,7 @@ class NoiseSchedule:
             spacing: one of `SPACINGS`, or the times themselves, strictly towards less noise
                 (`steps` may then be left out). "leading", "trailing" and "quadratic" give whole
                 numbers on beta schedules. Default: the schedule's own.
-            start: begin at this time instead of the noisiest (image to image).
+            start: begin at this time instead of the noisiest (image to image); not with "official".
             convention: "aligned" (time t is alpha-bar[t], ending at the clean image), "official"
                 (the PNDM repository's: stride T // steps, so that there can be more steps than
                 asked for) or "sd" (leading times offset by one, ending at alpha-bar[0]).
@@ -281,7 +281,13 @@ class NoiseSchedule:
         low = self.last if self.clean is None else self.clean
         if not low < first <= self.first:
             raise ValueError(f"start must be above {low} and at most {self.first}; got {start}")
-        return self._spaced_times(int(steps), spacing, first, convention)
+        times = self._spaced_times(int(steps), spacing, start, convention)
+        if not (np.diff(times) < 0).all():
+            raise ValueError(
+                f"steps = {steps} leaves no room between times {first:g} and {low:g} at spacing "
+                f"{spacing!r}"
+            )
+        return times
 
     def with_convention(self, convention: str) -> NoiseSchedule:
         """The schedule as a convention indexes it ("official" is one index noisier)."""
@@ -305,11 +311,14 @@ class NoiseSchedule:
                              f"got {times[0]} .. {times[-1]}")  # fmt: skip
         return times
 
-    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
+    def _spaced_times(
+        self, steps: int, spacing: str, start: float | None, convention: str
+    ) -> np.ndarray:
         if convention != "aligned":
             self.with_convention(convention)
         if spacing in ("leading", "quadratic"):
             raise ValueError(f"spacing {spacing!r} is for beta schedules; got it for {self.name}")
+        first = self.first if start is None else float(start)
         end = self.last if self.clean is None else self.clean
         if spacing == "trailing":
             return np.linspace(first, end, steps + 1)
@@ -332,13 +341,7 @@ class NoiseSchedule:
             nodes[0] = first  # the inverse rounds; the ends are known
             if count > 1:
                 nodes[-1] = last
-        nodes = nodes if self.clean is None else np.append(nodes, self.clean)
-        if not (np.diff(nodes) < 0).all():
-            raise ValueError(
-                f"steps = {steps} leaves no room between times {first} and {last} at "
-                f"spacing {spacing!r}"
-            )
-        return nodes
+        return nodes if self.clean is None else np.append(nodes, self.clean)
 
 
 @dataclass(frozen=True)
@@ -393,7 +396,10 @@ class _Discrete(NoiseSchedule):
     def with_convention(self, convention: str) -> NoiseSchedule:
         return replace(self, official=True) if convention == "official" else self
 
-    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
+    def _spaced_times(
+        self, steps: int, spacing: str, start: float | None, convention: str
+    ) -> np.ndarray:
+        first = self.first if start is None else float(start)
         span = int(first) + 1  # times 0 .. span - 1, and -1
         if steps > span:
             raise ValueError(f"steps must be at most {span}, the number of times from {first:g} "
@@ -404,6 +410,8 @@ class _Discrete(NoiseSchedule):
             )
         stride = span // steps
         if convention == "official":
+            if start is not None:
+                raise ValueError('start does not go with convention "official"')
             nodes = np.arange(0, span, stride)[::-1]
             if nodes[0] + 2 >= len(self.log_bar):
                 raise ValueError(
@@ -415,17 +423,19 @@ class _Discrete(NoiseSchedule):
         if spacing == "leading":
             offset = 1 if convention == "sd" else 0
             nodes = np.arange(steps)[::-1] * stride + offset
+            if start is not None:  # the rest of such a grid, where start is one of its nodes
+                nodes = np.append(first, np.round(np.linspace(first, offset, steps))[1:])
             if nodes[0] > self.first:
                 raise ValueError(f'steps = {steps} puts convention "sd" on time {nodes[0]}, past '
                                  f"the last one, {self.first:g}")  # fmt: skip
             return np.append(nodes, offset - 1).astype(np.float64)
         if spacing == "trailing":
-            return np.round(np.arange(steps + 1)[::-1] * (span / steps)) - 1
+            nodes = np.round(np.arange(steps)[::-1] * (span / steps)) - 1
+            return np.append(first, nodes)
         if spacing == "quadratic":  # Song et al. 2021 (DDIM), appendix D.2
-            nodes = np.floor(np.linspace(0, math.sqrt(0.8 * span), steps) ** 2 + 1e-9)[::-1]
-            if not (np.diff(nodes) < 0).all():
-                raise ValueError(f"steps = {steps} repeats a time at spacing 'quadratic'")
-            return np.append(nodes, -1.0)
+            top = math.floor(0.8 * span) if start is None else first
+            nodes = np.floor(np.linspace(math.sqrt(top), 0, steps)[1:] ** 2 + 1e-9)
+            return np.concatenate([[top], nodes, [-1.0]])
         return self._with_end(first, spacing, steps)
 
 
@@ -488,10 +498,13 @@ class _Flow(NoiseSchedule):
     def time(self, logsnr: Array) -> Array:
         return plain(1 / (1 + np.exp(0.5 * np.asarray(logsnr))))
 
-    def _spaced_times(self, steps: int, spacing: str, first: float, convention: str) -> np.ndarray:
+    def _spaced_times(
+        self, steps: int, spacing: str, start: float | None, convention: str
+    ) -> np.ndarray:
         if spacing not in ("trailing", "linspace"):
-            return super()._spaced_times(steps, spacing, first, convention)
-        # `first` is a shifted time: unshift it, space, shift.
+            return super()._spaced_times(steps, spacing, start, convention)
+        # Start is a shifted time: unshift it, space, shift.
+        first = self.first if start is None else float(start)
         unshifted = first / (self.shift - (self.shift - 1) * first)
         t = super()._spaced_times(steps, spacing, unshifted, convention)
         times = self.shift * t / (1 + (self.shift - 1) * t)

@@ -392,9 +392,11 @@ def test_restart_from_an_image(solver: str, start: float) -> None:
         solver=solver,
         steps=60,
         start=start,
+        spacing="trailing",
         from_image=True,
         dtype=torch.float64,
     )
+    assert sampler.tableau.times[0] == start
     result = sampler(x, image=image)
     level = LINEAR.alpha(start), LINEAR.sigma(start)
     exact = GAUSSIAN.flow(level[0] * image + level[1] * x, level, (1.0, 0.0))

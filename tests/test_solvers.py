@@ -132,9 +132,10 @@ def test_network_calls(steps: int) -> None:
 def test_a_leap_is_not_averaged_over() -> None:
     """From pure noise, or in two steps from 999, the second call would do harm: it is not made."""
     for schedule in (NoiseSchedule.cosine(), NoiseSchedule.flow(), NoiseSchedule.logsnr_cosine()):
-        kind = {"prediction": "v_prediction"}
+        options = {"prediction": "v_prediction", "spacing": "trailing"}
         calls = {
-            s: build_tableau(s, schedule, 10, **kind).nfe for s in ("heun", "s_pndm", "f_pndm")
+            solver: build_tableau(solver, schedule, 10, **options).nfe
+            for solver in ("heun", "s_pndm", "f_pndm")
         }
         clean = schedule.clean is not None
         assert calls == {"heun": 18 if clean else 19, "s_pndm": 10, "f_pndm": 16}

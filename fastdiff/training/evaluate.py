@@ -35,7 +35,7 @@ from fastdiff.training.quality import (
     paired_error,
 )
 
-COMMAND = "fastdiff evaluate digits"
+COMMAND = "fastdiff eval --model digits --all-solvers"
 SHAPE = (1, 8, 8)
 PAIRED = 64  # seeds of the paired error: 0 .. 63
 FIRST_SEED = 1_000_000  # of the samples for the Frechet distance
@@ -159,7 +159,7 @@ def evaluate_digits(
     report: dict[str, Any] = {
         "model": {"best": metadata["best"], "accuracy": metadata["accuracy"]},
         "samples": samples,
-        "command": f"{COMMAND} --samples {samples}",
+        "command": f"{COMMAND} --num-images {samples}",
         "units": {
             "paired": "RMS per pixel over 64 seeds, images in [-1, 1]: value, 95 % interval",
             "frechet": "squared, in the classifier's 16 features, against 360 held-out scans: "

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 DRAWS = 1000
+GROUPS, STUDENT = 20, 2.0930240544  # groups of the jackknife; Student's 97.5 % at 19 degrees
+
+Moments = tuple[Tensor, Tensor]
+"""Mean [D] and covariance [D, D] of a set of features, float64."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +47,32 @@ def paired_error(samples: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
     return Estimate(float(squares.mean().sqrt()), low, high)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+def moments(features: Tensor) -> Moments:
+    """Mean and covariance (over N - 1) of features [N, D], N > 1."""
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features must have shape [N >= 2, D], got {tuple(features.shape)}")
+    x = features.double()
+    return x.mean(0), torch.cov(x.T).view(x.shape[1], x.shape[1])
+
+
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Frechet (2-Wasserstein) distance, squared, between normals fitted to two sets of features.
 
-    a, b: [N, D], N > 1. |mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)); Heusel et
-    al. 2017 call this the FID of their features. Biased upwards by about 1/N.
+    a, b: [N, D], N > 1, or their moments. |mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))
+    ^(1/2)); Heusel et al. 2017 call this the FID of their features. Biased upwards by about 1/N.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
-    return float(_frechet(mean_a, cov_a, mean_b, cov_b))
+    return float(_frechet(*_as_moments(a), *_as_moments(b)))
 
 
-def frechet_estimate(samples: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
+def frechet_estimate(samples: Tensor, reference: Tensor | Moments, seed: int = 0) -> Estimate:
     """Frechet distance of samples from a fixed reference set, without its bias, and its interval.
 
-    samples: [N, D], N >= 5,000 for a claim; reference: [M, D]. Only the samples are drawn again:
-    the interval says what another N samples of the same sampler would give against the same
-    reference. The bias of N samples is taken off (value and basic bootstrap interval); that of the
-    reference is common to everything measured against it.
+    samples: [N, D], N >= 5,000 for a claim; reference: [M, D] or its moments. Only the samples are
+    drawn again: the interval says what another N samples of the same sampler would give against the
+    same reference. The bias of N samples is taken off (value and basic bootstrap interval); that of
+    the reference is common to everything measured against it.
     """
-    mean_r, cov_r = _moments(reference)
+    mean_r, cov_r = _as_moments(reference)
     x = samples.double()
     x = x - x.mean(0)  # the outer products below stay small
     weights = _weights(len(x), seed)
@@ -73,6 +84,36 @@ def frechet_estimate(samples: Tensor, reference: Tensor, seed: int = 0) -> Estim
     value = frechet_distance(samples, reference)
     low, high = _quantiles(draws)
     return Estimate(2 * value - float(draws.mean()), 2 * value - high, 2 * value - low)
+
+
+def frechet_jackknife(samples: Tensor, reference: Tensor | Moments, seed: int = 0) -> Estimate:
+    """`frechet_estimate` for wide features (Inception's 2,048), where 1,000 draws cost too much.
+
+    The samples are dealt into 20 groups and each is left out in turn (Quenouille 1956, Tukey 1958):
+    that gives the bias of order 1/N, which is taken off, and the standard error; the interval is
+    Student's. samples: [N, D], N >= 60.
+    """
+    count = len(samples)
+    if count < 3 * GROUPS:
+        raise ValueError(f"samples must be at least {3 * GROUPS}, got {count}")
+    mean_r, cov_r = _as_moments(reference)
+    x = samples.double()
+    centre = x.mean(0)
+    x = x - centre
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    whole = x.T @ x
+    values = []
+    for chosen in order.tensor_split(GROUPS):
+        group, left = x[chosen], count - len(chosen)
+        mean = -group.sum(0) / left
+        cov = (whole - group.T @ group - left * torch.outer(mean, mean)) / (left - 1)
+        values.append(_frechet(centre + mean, cov, mean_r, cov_r))
+    without = torch.stack(values)
+    value = GROUPS * frechet_distance(samples, (mean_r, cov_r)) - (GROUPS - 1) * float(
+        without.mean()
+    )
+    error = float(((GROUPS - 1) * without.var(correction=0)).sqrt())
+    return Estimate(value, value - STUDENT * error, value + STUDENT * error)
 
 
 def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
@@ -95,10 +136,8 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor, seed: int = 0
     return Estimate(float(nearer.mean()), low, high)
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"features must have shape [N >= 2, D], got {tuple(x.shape)}")
-    return x.double().mean(0), torch.cov(x.double().T).view(x.shape[1], x.shape[1])
+def _as_moments(x: Tensor | Moments) -> Moments:
+    return moments(x) if isinstance(x, Tensor) else x
 
 
 def _frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
