@@ -1,10 +1,10 @@
-"""The `fastdiff` command: demo, sample, train, solvers, doctor."""
+"""The `fastdiff` command: demo, sample, eval, train, solvers, doctor."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 NO_TYPER = (
     "the fastdiff command needs typer and rich; in the source checkout: "
@@ -21,8 +21,16 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train, name="train")
-evaluate = typer.Typer(help="Measure a model.", no_args_is_help=True)
-app.add_typer(evaluate, name="evaluate")
+
+# How a model is sampled, for `sample` and `eval`; what is not given is left to `generate`.
+MODEL = typer.Option(help='"digits", or a local diffusers folder.')
+Solver = Annotated[str | None, typer.Option(help="One of `fastdiff solvers`; ipndm.")]
+Steps = Annotated[int | None, typer.Option(help="Intervals of the time grid; 10.")]
+Spacing = Annotated[str | None, typer.Option(help="Of the time grid; the model's own.")]
+Convention = Annotated[str | None, typer.Option(help="aligned, official or sd; aligned.")]
+SeedStart = Annotated[int | None, typer.Option(help="Seed of the first image; 0.")]
+Batch = Annotated[int | None, typer.Option(help="Images per network call; 64.")]
+Label = Annotated[int | None, typer.Option(help="Class of all images; in turn if not given.")]
 
 
 @app.command()
@@ -37,19 +45,104 @@ def demo(
 
 @app.command()
 def sample(
-    solver: Annotated[str, typer.Option(help="One of `fastdiff solvers`.")] = "ipndm",
-    steps: Annotated[int, typer.Option(help="Intervals of the time grid.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")] = 0,
-    count: Annotated[int, typer.Option(help="How many images.")] = 16,
-    digit: Annotated[int | None, typer.Option(help="0 .. 9; all in turn by default.")] = None,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/sample.png"),
+    num_images: Annotated[int, typer.Option(help="How many, of seeds that count up.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder, resumed if it has some; out/MODEL_SOLVER_STEPS."),
+    ] = None,
+    model: Annotated[str, MODEL] = "digits",
+    solver: Solver = None,
+    steps: Steps = None,
+    spacing: Spacing = None,
+    convention: Convention = None,
+    seed_start: SeedStart = None,
+    batch: Batch = None,
+    label: Label = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw the first 100 images into this picture.")
+    ] = None,
 ) -> None:
-    """Sample digits from the model that comes with fastdiff."""
-    from fastdiff.demo import sample_digits
+    """Sample a model into a folder, one PNG per seed; under torchrun, with all its processes."""
+    from fastdiff.generate import first_process, generate, load_model
+    from fastdiff.images import contact_sheet, image_files
 
     with _clear_errors():
-        sampler = sample_digits(out, solver, steps, seed, count, digit)
-    print(f"{count} digits, {sampler}: {out}")
+        options = _given(solver=solver, steps=steps, spacing=spacing, convention=convention,
+                         seed_start=seed_start, batch=batch, label=label)  # fmt: skip
+        folder = generate(load_model(model), num_images, out, **options)
+        if first_process():
+            if sheet is not None:
+                contact_sheet(image_files(folder, "out")[:100], sheet)
+            print(f"{num_images} images: {folder}" + (f", {sheet}" if sheet else ""))
+
+
+@app.command("eval")
+def evaluate(
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images; with --model, where they are sampled to.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help='A folder, statistics (.npz), or "digits" for the held-out scans.'),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="digits, pixels or inception; the reference's own.")
+    ] = None,
+    save_stats: Annotated[
+        Path | None, typer.Option(help="Write the images' statistics to this .npz.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The report to write; out/eval.json.")] = None,
+    model: Annotated[str | None, MODEL] = None,
+    all_solvers: Annotated[
+        bool, typer.Option("--all-solvers", help="Every solver on the digits model; takes an hour.")
+    ] = False,
+    num_images: Annotated[int | None, typer.Option(help="To sample; 5000.")] = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    spacing: Spacing = None,
+    convention: Convention = None,
+    seed_start: SeedStart = None,
+    batch: Batch = None,
+    label: Label = None,
+) -> None:
+    """Measure images, or a model by its images, against a reference: Frechet distance, interval."""
+    from fastdiff import evaluation
+    from fastdiff.generate import first_process, generate, load_model
+    from fastdiff.training.evaluate import evaluate_digits
+    from fastdiff.training.loop import write_json
+
+    with _clear_errors():
+        options = _given(solver=solver, steps=steps, spacing=spacing, convention=convention,
+                         seed_start=seed_start, batch=batch, label=label)  # fmt: skip
+        count = 5000 if num_images is None else num_images
+        if count < 2:
+            raise ValueError(f"num_images must be at least 2; got {count}")
+        if all_solvers:
+            others = _given(images=images, reference=reference, features=features,
+                            save_stats=save_stats, **options)  # fmt: skip
+            if model != "digits" or others:
+                needless = "".join(f" without {_flag(name)}" for name in list(others)[:1])
+                raise ValueError(f"--all-solvers goes with --model digits{needless}")
+            evaluate_digits(out or Path("runs/digits_quality.json"), count)
+            return
+        if model is not None:
+            if model == "digits" and reference is None and save_stats is None:
+                reference = "digits"
+            evaluation.resolve(reference, features, save_stats)  # before hours of sampling
+            folder = generate(load_model(model), count, images, **options)
+            if not first_process():
+                return
+        elif options or num_images is not None:
+            name = next(iter(_given(num_images=num_images, **options)))
+            raise ValueError(f"{_flag(name)} is about sampling and needs --model")
+        elif images is not None:
+            folder = images
+        else:
+            raise ValueError("--images or --model must be given")
+        report = evaluation.evaluate(folder, reference, features=features, save_stats=save_stats)
+        out = out or Path("out/eval.json")
+        write_json(out, report)
+        print(f"{evaluation.summary(report)}\n{'report':>12}  {out}")
 
 
 @train.command()
@@ -67,20 +160,6 @@ def digits(
 
     with _clear_errors():
         train_digits(out, steps=steps, seed=seed)
-
-
-@evaluate.command("digits")
-def evaluate_digits_model(
-    out: Annotated[Path, typer.Option(help="The JSON to write; resumed if there.")] = Path(
-        "runs/digits_quality.json"
-    ),
-    samples: Annotated[int, typer.Option(help="For the Frechet distance.")] = 5000,
-) -> None:
-    """Measure every solver on the digits model: distances, their intervals, calls and time."""
-    from fastdiff.training.evaluate import evaluate_digits
-
-    with _clear_errors():
-        evaluate_digits(out, samples)
 
 
 @app.command()
@@ -121,6 +200,14 @@ def doctor() -> None:
         print(f"{'warning':>14}  {warning}")
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 class _clear_errors:
     """Bad input ends with its one sentence, not with a traceback."""
 
@@ -128,10 +215,14 @@ class _clear_errors:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError | TypeError | FileNotFoundError):
+        if isinstance(error, ValueError | TypeError | OSError | ImportError):
             sys.exit(f"fastdiff: {error}")
 
 
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+if __name__ == "__main__":  # for torchrun: -m fastdiff.cli
+    main()

@@ -73,7 +73,7 @@ def load_model(name: str) -> Model:
     folder = Path(name)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f'model must be "{DIGITS}" or a local diffusers folder; got {name!r}, which is no folder'
+            f'model must be "{DIGITS}" or a local diffusers folder; there is no folder {name!r}'
         )
     return _diffusers_model(folder)
 
@@ -125,7 +125,7 @@ def generate(
         recipe = {
             "model": {"name": model.name, "weights": _digest(model.denoiser)},
             "shape": model.shape,
-            "schedule": sampler.tableau.schedule,
+            "schedule": _schedule(model.schedule),
             "prediction": model.prediction,
             "solver": solver,
             "steps": steps,
@@ -144,7 +144,9 @@ def generate(
         missing = _decided(lambda: _prepare(folder, recipe, num_images, device), rank, world)
         for first, wanted in _bar(missing[rank::world], progress and rank == 0):
             seeds = range(first, first + batch)
-            labels = {"labels": _labels(model, seeds, label, device)} if model.classes else {}
+            labels: dict[str, Any] = {}
+            if model.classes:
+                labels["labels"] = _labels(model, seeds, label, device)
             images = sampler(seeds=seeds, shape=model.shape, **labels)
             finite = images.isfinite().flatten(1).all(1).tolist()
             for seed in wanted:
@@ -221,6 +223,11 @@ def _digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _schedule(schedule: NoiseSchedule) -> str:
+    ends = (schedule.logsnr(t) for t in (schedule.first, schedule.last))
+    return f"{schedule.name}, log-SNR " + " .. ".join(f"{end:.6g}" for end in ends)
 
 
 def _label_rule(model: Model, label: int | None) -> str | int | None:
@@ -313,7 +320,7 @@ class _Unpacked(nn.Module):
 def _diffusers_model(folder: Path) -> Model:
     if any((folder / part).is_dir() for part in ("vae", "vqvae")):
         raise ValueError(f"model must make images, not latents; {folder} has an autoencoder")
-    # Pipelines are saved with their parts in subfolders; older ones, and bare networks, without.
+    # A pipeline is saved with its parts in subfolders, a bare network without.
     unet_config = _config(folder, "unet", "config.json")
     scheduler_config = _config(folder, "scheduler", "scheduler_config.json")
     fields = json.loads(unet_config.read_text())

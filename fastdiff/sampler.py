@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import _ext
+from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
 from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
 from fastdiff.prediction import Prediction
 from fastdiff.schedule import NoiseSchedule
@@ -55,6 +56,9 @@ class Sampler:
             The network is fed its own dtype (that of its parameters; a plain function is fed the
             noise's if that is half precision).
         progress: show a progress bar.
+        dynamic_threshold: a quantile such as 0.995: each image's x0 estimates are clamped to its
+            own quantile of |x0| where that is above the upper clip bound, and scaled back to it
+            (Saharia et al. 2022). Needs `clip`. Not linear: done by PyTorch before the launch.
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
 
     Noise is of unit variance; the tableau scales it. Sampling ends at the clean image where the
@@ -72,6 +76,7 @@ class Sampler:
         tableau: Tableau | None = None,
         dtype: torch.dtype = torch.float32,
         progress: bool = False,
+        dynamic_threshold: float | None = None,
         **options: Any,
     ) -> None:
         if not callable(denoiser):
@@ -86,7 +91,13 @@ class Sampler:
             raise ValueError(
                 "tableau stands for schedule, steps and options; give one or the other"
             )
+        if dynamic_threshold is not None:
+            if not 0 < dynamic_threshold <= 1:
+                raise ValueError(f"dynamic_threshold must be in (0, 1]; got {dynamic_threshold}")
+            if tableau.clip is None:
+                raise ValueError("dynamic_threshold must come with clip, the bound it scales to")
         self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
+        self.dynamic_threshold = dynamic_threshold
         self._tables: dict[torch.device, _Table] = {}
         self._routed: dict[str, int] = {}
 
@@ -98,8 +109,10 @@ class Sampler:
         seeds: int | Sequence[int] | Tensor | None = None,
         shape: Sequence[int] | None = None,
         image: Tensor | None = None,
+        mask: Tensor | None = None,
         stage_noise: Iterable[Tensor] | None = None,
         guidance_scale: float | Tensor | None = None,
+        guidance_rescale: float = 0.0,
         uncond: dict[str, Any] | None = None,
         callback: Callable[[Progress], None] | None = None,
         **conditioning: Any,
@@ -113,11 +126,16 @@ class Sampler:
                 the noise of stochastic solvers; without them that takes seeds from torch's
                 generator.
             shape: (C, H, W), the shape of one image, where `noise` is None.
-            image: [B, ...] the image to start from, for a tableau built with `from_image=True`.
+            image: [B, ...] the image to start from, for a tableau built with `from_image=True`;
+                with `mask`, the image to keep parts of.
+            mask: broadcastable to [B, ...], 1 where the image is made anew, 0 where it is kept:
+                after every stage the kept part is the image with the initial noise at that level.
             stage_noise: the noise of each stochastic stage in order, [B, ...] each, in place of
                 seeds.
             guidance_scale: classifier-free guidance, a number or a tensor [B]: the network is
                 called once on the doubled batch, uncond + scale * (cond - uncond).
+            guidance_rescale: 0 .. 1, how much of the guided output is scaled back to the standard
+                deviation of the conditional one (Lin et al. 2023, eq. 16). Not linear: by PyTorch.
             uncond: with guidance, what replaces entries of `conditioning` in the unconditional
                 half, such as `{"labels": null_labels}`.
             callback: called with a `Progress` after every network call.
@@ -131,18 +149,20 @@ class Sampler:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         noise, seeds = self._initial_noise(noise, seeds, shape)
-        run = _Run(self, noise, seeds, image, stage_noise, guidance_scale, uncond, conditioning)
-        bar = self._bar()
+        run = _Run(self, noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
+                   uncond, conditioning)  # fmt: skip
+        bar, calls = self._bar(), 0
         for number, stage in enumerate(self.tableau.stages):
             output = None if stage.time is None else run.evaluate(number)
             run.launch(number, output)
             if stage.time is None:
                 continue
+            calls += 1
             if bar is not None:
                 bar.update()
             if callback is not None:
                 state = run.views[stage.writes[0].slot]
-                callback(Progress(number, self.tableau.nfe, float(np.mean(stage.time)), state))
+                callback(Progress(calls, self.tableau.nfe, float(np.mean(stage.time)), state))
         if bar is not None:
             bar.close()
         return run.views[self.tableau.result].clone()
@@ -157,7 +177,7 @@ class Sampler:
         noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
         seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
         image = noise if self.tableau.from_image else None
-        run = _Run(self, noise, seeds, image, None, None, None, {})
+        run = _Run(self, noise, seeds, image, None, None, None, 0.0, None, {})
         for number, stage in enumerate(self.tableau.stages):
             if stage.fill is None:
                 run.launch(number, None if stage.time is None else noise)
@@ -281,6 +301,9 @@ class _Table:
         self.times = torch.tensor(
             np.stack([np.broadcast_to(t, width) for t in times]), device=device
         )  # float64 [stages, 1 or B]
+        levels = [np.atleast_1d(c) for stage in stages for c in stage.level]
+        uploaded = iter(_upload(levels, dtype, device))
+        self.levels = list(zip(uploaded, uploaded, strict=True))
         self.merge: list[list[Tensor]] | None = None
         if tableau.merge is not None:
             self.merge = [
@@ -303,8 +326,10 @@ class _Run:
         noise: Tensor,
         seeds: Tensor | None,
         image: Tensor | None,
+        mask: Tensor | None,
         stage_noise: Iterable[Tensor] | None,
         guidance_scale: float | Tensor | None,
+        guidance_rescale: float,
         uncond: dict[str, Any] | None,
         conditioning: dict[str, Any],
     ) -> None:
@@ -321,9 +346,16 @@ class _Run:
         self.slots = allocate_slots(self.tableau.slots, noise)
         self.views = list(self.slots.unbind(0))
         self.views[0].copy_(noise)
-        self._place_image(image)
+        self._place_image(image, mask)
+        self.noise = noise
         self.seeds, self.stage_noise = self._noise_source(seeds, stage_noise)
         self.guidance = self._guidance(guidance_scale, uncond)
+        if not 0 <= guidance_rescale <= 1 or (guidance_rescale and not self.guidance):
+            raise ValueError(
+                "guidance_rescale must be in [0, 1] and come with guidance_scale; "
+                f"got {guidance_rescale}"
+            )
+        self.guidance_rescale = guidance_rescale
         self.conditioning = self._stacked(conditioning, uncond or {})
         copies = 2 if self.guidance else 1
         self.network_input: Tensor | None = None
@@ -350,7 +382,10 @@ class _Run:
     def launch(self, number: int, output: Tensor | None) -> None:
         """The fused step that follows a stage's evaluation."""
         table, fill = self.table, self.tableau.stages[number].fill
-        if table.identity[number] and self.network_input is None:
+        guidance = self.guidance[number] if self.guidance and output is not None else None
+        if output is not None and (self.guidance_rescale or self.sampler.dynamic_threshold):
+            output, guidance = self._adjusted(number, output, guidance)
+        if table.identity[number] and self.network_input is None and self.mask is None:
             return
         row = table.rows[number]
         if fill is not None:
@@ -360,7 +395,6 @@ class _Run:
         if table.stochastic[number]:
             seeds = self.seeds
             noise = self._given_noise() if self.stage_noise is not None else None
-        guidance = self.guidance[number] if self.guidance and output is not None else None
         multistep_step_unchecked(
             self.slots,
             output,
@@ -372,6 +406,35 @@ class _Run:
             self.network_input,
             *table.variants[number],
         )
+        if self.mask is not None:
+            self._keep_known(number, self.mask)
+
+    def _adjusted(
+        self, number: int, output: Tensor, guidance: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output after the extras that no row can hold; guided where it had to be."""
+        sampler, quantile = self.sampler, self.sampler.dynamic_threshold
+        if guidance is not None:
+            output, guidance = rescaled_guidance(output, guidance, self.guidance_rescale), None
+            sampler._count("guidance combined by PyTorch (rescale or dynamic threshold)")
+        if quantile is not None:
+            row = self.table.rows[number]
+            x = self.views[self.tableau.stages[number].sees]
+            bound = self.tableau.clip[1] if self.tableau.clip else 1.0
+            output = thresholded(output, x, (row[:, 0], row[:, 1]), quantile, bound)
+            sampler._count("dynamic threshold by PyTorch")
+        return output, guidance
+
+    def _keep_known(self, number: int, mask: Tensor) -> None:
+        """After a launch: the kept part of the image again, and what the network sees with it."""
+        stage = self.tableau.stages[number]
+        state = self.views[stage.writes[0].slot]
+        keep_known(state, self.known, self.noise, mask, self.table.levels[number])
+        if self.network_input is not None:
+            scale = self.table.rows[number][:, 4].view(-1, *(1 for _ in state.shape[1:]))
+            copies = len(self.network_input) // max(self.batch, 1)
+            self.network_input.copy_((scale * state).repeat(copies, *(1 for _ in state.shape[1:])))
+        self.sampler._count("kept part of the image blended by PyTorch")
 
     def _checked(self, output: Tensor, x: Tensor, number: int) -> Tensor:
         if not isinstance(output, Tensor):
@@ -402,17 +465,33 @@ class _Run:
             output = output.contiguous(memory_format=_memory_format(x))
         return output
 
-    def _place_image(self, image: Tensor | None) -> None:
-        if self.tableau.from_image != (image is not None):
-            raise ValueError("image must be given exactly where the tableau was built with "
-                             "from_image=True")  # fmt: skip
+    def _place_image(self, image: Tensor | None, mask: Tensor | None) -> None:
+        wanted = self.tableau.from_image or mask is not None
+        if wanted != (image is not None):
+            raise ValueError(
+                "image must be given exactly where the tableau was built with from_image=True "
+                "or a mask comes with it"
+            )
+        self.mask: Tensor | None = None
         if image is None:
             return
-        if image.shape != self.views[0].shape or image.device != self.slots.device:
-            raise ValueError(f"image must be {tuple(self.views[0].shape)} on {self.slots.device}; "
-                             f"got {tuple(image.shape)} on {image.device}")  # fmt: skip
-        if self.tableau.slots > 1:
+        state = self.views[0]
+        if image.shape != state.shape or image.device != state.device:
+            raise ValueError(
+                f"image must be {tuple(state.shape)} on {state.device}; "
+                f"got {tuple(image.shape)} on {image.device}"
+            )
+        if self.tableau.from_image and self.tableau.slots > 1:
             self.views[1].copy_(image)
+        if mask is not None:
+            try:
+                self.mask = mask.to(state).expand_as(state)
+            except RuntimeError:
+                raise ValueError(
+                    f"mask must have shape {tuple(state.shape)} or expand to it; "
+                    f"got {tuple(mask.shape)}"
+                ) from None
+            self.known = image.to(state)
 
     def _noise_source(
         self, seeds: Tensor | None, stage_noise: Iterable[Tensor] | None

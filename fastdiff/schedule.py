@@ -100,6 +100,18 @@ class NoiseSchedule:
         """log(alpha(t)^2 / sigma(t)^2), float64, the shape of t; +inf at the clean time."""
         return plain(2.0 * (self.log_alpha(t) - self.log_sigma(t)))
 
+    def rates(self, t: float) -> tuple[float, float]:
+        """The time derivatives of log alpha and log sigma at t, by automatic differentiation.
+
+        On a beta schedule: the slopes towards more noise, exact where alpha-bar is interpolated.
+        """
+        time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            slopes = [
+                torch.autograd.grad(f(time), time)[0] for f in (self.log_alpha, self.log_sigma)
+            ]
+        return float(slopes[0]), float(slopes[1])
+
     @property
     def zero_terminal_snr(self) -> bool:
         """Whether alpha is zero at `first`, so that an epsilon-network says nothing there."""

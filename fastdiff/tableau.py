@@ -126,7 +126,9 @@ class Trace:
         prediction: Prediction,
         clip: tuple[float, float] | None = None,
         from_image: bool = False,
+        afs: bool = False,
     ) -> None:
+        self.afs = afs  # whether the first call is still to be replaced
         self.schedule, self.times, self.predicts = schedule, list(times), predicts
         self.prediction, self.clip = prediction, clip
         self.definitions: dict[Value, dict[Value, Coefficient]] = {}
@@ -175,15 +177,17 @@ class Trace:
         seen = self._materialise(x, fresh=True)
         alpha, sigma = self.alpha(t), self.sigma(t)
         self.stage += 1
+        analytical, self.afs = self.afs, False
         self.evaluations.append(
             Evaluation(
                 time=t,
                 sees=seen,
                 input_scale=self.prediction.input_scale(alpha, sigma),
                 to_sample=self.prediction.to_sample(alpha, sigma),
+                analytical=analytical,
             )
         )
-        if self.clip is None:
+        if analytical or self.clip is None:
             return self._define("history", self._unclipped(t, seen))
         x0 = Value("x0", self.stage)
         if self.predicts == "sample":
@@ -223,6 +227,11 @@ class Trace:
         return namespace(h).expm1(-h)
 
     def _unclipped(self, t: float, seen: Value) -> dict[Value, Coefficient]:
+        if self.evaluations[-1].analytical:
+            # Data of unit variance around zero: epsilon = sigma x / (alpha^2 + sigma^2).
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            factor = sigma if self.predicts == "epsilon" else alpha
+            return {seen: factor / (alpha**2 + sigma**2)}
         convert = (
             self.prediction.to_epsilon if self.predicts == "epsilon" else self.prediction.to_sample
         )
@@ -251,12 +260,13 @@ def _is_one(coefficient: Coefficient) -> bool:
 
 
 class Evaluation(NamedTuple):
-    """One network call of a trace."""
+    """One network call of a trace, or the formula that stands for it (AFS)."""
 
     time: float
     sees: Value
     input_scale: Coefficient
     to_sample: tuple[Coefficient, Coefficient]
+    analytical: bool = False
 
 
 # == The table =====================================================================================
@@ -282,6 +292,7 @@ class Stage:
         sees: the slot whose content, times `input_scale`, the network is shown.
         guidance: weight of guidance here: the scale in force is 1 + guidance * (scale - 1).
         to_sample: (p, q) of x0 = clip(p F + q slot[sees]); (0, 0) where x0 is not used.
+        level: (alpha, sigma) of the state that the first row makes.
         reads: the slots the launch reads; `sees` comes first where x0 needs it.
         writes: one to three rows; the first is what the next evaluation sees.
         fill: a device function (row [1 or B, K], raw output F) -> row, called before the launch,
@@ -295,6 +306,7 @@ class Stage:
     input_scale: Coefficient = 1.0
     guidance: float = 1.0
     to_sample: tuple[Coefficient, Coefficient] = (0.0, 0.0)
+    level: tuple[Coefficient, Coefficient] = (1.0, 0.0)
     fill: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
 
     @property
@@ -488,7 +500,7 @@ class Tableau:
             {
                 "time": stage.time, "sees": stage.sees, "reads": stage.reads,
                 "input_scale": stage.input_scale, "guidance": stage.guidance,
-                "to_sample": stage.to_sample,
+                "to_sample": stage.to_sample, "level": stage.level,
                 "writes": [
                     {"slot": w.slot, "slots": list(w.slots.items()), "output": w.output,
                      "sample": w.sample, "noise": w.noise} for w in stage.writes
@@ -524,7 +536,7 @@ class Tableau:
             Stage(
                 time=_array(s["time"]), sees=s["sees"], reads=tuple(s["reads"]),
                 input_scale=_array(s["input_scale"]), guidance=s["guidance"],
-                to_sample=_pair(s["to_sample"]),
+                to_sample=_pair(s["to_sample"]), level=_pair(s["level"]),
                 writes=tuple(
                     Write(w["slot"], {slot: _array(c) for slot, c in w["slots"]},
                           *(_array(w[key]) for key in ("output", "sample", "noise")))
@@ -584,11 +596,12 @@ def trace(
     kind: str | Prediction = "epsilon",
     clip: tuple[float, float] | None = None,
     from_image: bool = False,
+    afs: bool = False,
     **options: Any,
 ) -> Tableau:
     """Run a solver on symbols and lay out what it did as a `Tableau`."""
     run = Trace(schedule, times, predicts=predicts, prediction=prediction(kind), clip=clip,
-                from_image=from_image)  # fmt: skip
+                from_image=from_image, afs=afs)  # fmt: skip
     result = run._materialise(solver(run, **options))
     rows = _needed_rows(run, result)
     slot_of, count = _assign_slots(run, rows, result)
@@ -688,8 +701,11 @@ def _lay_out(
         stored, key=lambda v: (evaluation is None or v != evaluation.sees, -v.stage, v.number)
     )
     schedule = run.schedule
+    following = run.evaluations[stage].time if stage < len(run.evaluations) else run.times[-1]
     return Stage(
-        time=schedule.time_scale * max(evaluation.time, schedule.last) if evaluation else None,
+        time=None
+        if evaluation is None or evaluation.analytical
+        else schedule.time_scale * max(evaluation.time, schedule.last),
         sees=slot_of[evaluation.sees] if evaluation else 0,
         reads=tuple(slot_of[v] for v in order),
         writes=tuple(
@@ -704,4 +720,5 @@ def _lay_out(
         ),
         input_scale=evaluation.input_scale if evaluation else 1.0,
         to_sample=to_sample,
+        level=(run.alpha(following), run.sigma(following)),
     )

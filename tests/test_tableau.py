@@ -345,7 +345,7 @@ def test_terms_that_cancel_are_not_read() -> None:
     def cancelling(run: Trace) -> Form:
         e = run.net(run.x, 900.0)
         f = run.net(run.transfer(run.x, e, 900.0, 500.0), 500.0)
-        return f + 0.1 * e + 0.2 * e - (0.1 + 0.2) * e
+        return f + 0.1 * e + 0.2 * e - 0.3 * e
 
     tableau = traced(cancelling)
     assert tableau.slots == 1 and tableau.stages[-1].reads == ()

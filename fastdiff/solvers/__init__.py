@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from fastdiff.solvers import ddim, dpm, pndm, runge_kutta, unipc
+from fastdiff.solvers import (
+    adams,
+    classical,
+    compat,
+    ddim,
+    dpm,
+    pndm,
+    runge_kutta,
+    stochastic,
+    unipc,
+)
 from fastdiff.solvers.registry import Solver, build_tableau, register_solver, solver, solver_names
 
 __all__ = [
     "Solver",
+    "adams",
     "build_tableau",
+    "classical",
+    "compat",
     "ddim",
     "dpm",
     "pndm",
@@ -15,5 +28,6 @@ __all__ = [
     "runge_kutta",
     "solver",
     "solver_names",
+    "stochastic",
     "unipc",
 ]

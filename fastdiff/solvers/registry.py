@@ -95,6 +95,7 @@ def build_tableau(
     convention: str = "aligned",
     clip: float | tuple[float, float] | None = None,
     from_image: bool = False,
+    afs: bool = False,
     **options: Any,
 ) -> Tableau:
     """Trace a solver over a schedule into a tableau.
@@ -107,6 +108,8 @@ def build_tableau(
         prediction: what the network predicts, one of `fastdiff.PREDICTIONS` or a `Prediction`.
         clip: clamp every x0 estimate to [-clip, clip], or to the two bounds given.
         from_image: start at `start` from an image with noise added, instead of from noise.
+        afs: replace the first network call by the analytical first step, which takes the data for
+            normal with unit variance: one call less.
         options: the solver's own, such as `eta` of ddim.
 
     Raises:
@@ -138,6 +141,7 @@ def build_tableau(
         kind=kind,
         clip=_bounds(clip),
         from_image=from_image,
+        afs=afs,
         **options,
     )
 

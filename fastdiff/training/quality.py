@@ -102,16 +102,15 @@ def frechet_jackknife(samples: Tensor, reference: Tensor | Moments, seed: int = 
     x = x - centre
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(x.device)
     whole = x.T @ x
-    values = []
+    means, covs = [], []
     for chosen in order.tensor_split(GROUPS):
         group, left = x[chosen], count - len(chosen)
         mean = -group.sum(0) / left
-        cov = (whole - group.T @ group - left * torch.outer(mean, mean)) / (left - 1)
-        values.append(_frechet(centre + mean, cov, mean_r, cov_r))
-    without = torch.stack(values)
-    value = GROUPS * frechet_distance(samples, (mean_r, cov_r)) - (GROUPS - 1) * float(
-        without.mean()
-    )
+        means.append(centre + mean)
+        covs.append((whole - group.T @ group - left * torch.outer(mean, mean)) / (left - 1))
+    without = _frechet(torch.stack(means), torch.stack(covs), mean_r, cov_r)
+    plain = frechet_distance(samples, (mean_r, cov_r))
+    value = GROUPS * plain - (GROUPS - 1) * float(without.mean())
     error = float(((GROUPS - 1) * without.var(correction=0)).sqrt())
     return Estimate(value, value - STUDENT * error, value + STUDENT * error)
 
