@@ -53,10 +53,11 @@ class Column:
 
 
 def run(out: Path) -> None:
-    """The whole demo: tables on the terminal, demo.png and quality.png in `out`."""
+    """The whole demo on one thread: tables on the terminal, demo.png and quality.png in `out`."""
     from rich.console import Console
     from rich.table import Table
 
+    torch.set_num_threads(1)  # other work on the machine disturbs one thread least
     console = Console()
     console.print("[bold]fastdiff[/bold]")
     for topic, finding in examine():
@@ -64,8 +65,8 @@ def run(out: Path) -> None:
     for warning in warnings():
         console.print(f"{'warning':>14}  {warning}", style="yellow")
 
-    speeds = Table("one solver step", "image batch", "stock", "fused", "ratio",
-                   title="\nThe solver step: diffusers' scheduler against one launch")  # fmt: skip
+    title = "\nThe solver step: diffusers' scheduler against one launch, one thread"
+    speeds = Table("one solver step", "image batch", "stock", "fused", "ratio", title=title)
     for name, shape, stock, fused in step_speeds():
         speeds.add_row(name, "x".join(map(str, shape)), f"{stock * 1e6:.0f} us",
                        f"{fused * 1e6:.0f} us", f"{stock / fused:.1f}x")  # fmt: skip
@@ -182,14 +183,11 @@ def sample_column(label: str, solver: str, steps: int) -> Column:
     """Sample the common seeds with one solver; every grid starts and ends at the same times."""
     sampler, reference = _digits_sampler(solver, steps), load_digits_reference()
     seeds, labels = torch.arange(SEEDS), reference["labels"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # 8x8 images leave nothing to share, and other work disturbs less
     if sampler.tableau.nfe < 100:
         sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)  # warm up
     before = time.perf_counter()
     images = sampler(seeds=seeds, shape=(1, 8, 8), labels=labels)
     elapsed = time.perf_counter() - before
-    torch.set_num_threads(threads)
     return Column(
         label,
         sampler.tableau.nfe,

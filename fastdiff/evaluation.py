@@ -276,7 +276,7 @@ def _compare(
         "estimator": f"squared Frechet distance, bias of the number of images taken off; 95 % "
         f"interval: {interval}, seed 0, reference fixed",
         "frechet": _estimate(ours.values, theirs_moments),
-        "frechet_with_bias": round(frechet_distance(ours.values, theirs_moments), 6),
+        "frechet_with_bias": round(frechet_distance(ours.values, theirs_moments), 6) + 0.0,
         "floor": floor,
         "notes": notes,
     }
@@ -399,10 +399,9 @@ def _inception(name: str) -> FeatureSpace:
     """The FID's features, by torch-fidelity and from the weights it has fetched before."""
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as package
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision fails so beside another torch
         raise ImportError(
-            "features 'inception' need the package torch-fidelity (and torchvision), which is not "
-            "installed"
+            f"features 'inception' need the packages torch-fidelity and torchvision; {error}"
         ) from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / package.URL_INCEPTION_V3.split("/")[-1]
     if not weights.is_file():

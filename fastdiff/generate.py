@@ -12,6 +12,7 @@ not at all, so a run that was killed goes on where it was.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -117,7 +118,8 @@ def generate(
         raise ValueError(f"model must make images of 1 or 3 channels; got {model.shape}")
     folder = Path("out") / f"{model.name}_{solver}_{steps}" if out is None else out
 
-    with _processes() as (rank, world), _same_bits():
+    rank, world = _processes()
+    with _same_bits():
         device = _device()
         sampler = Sampler(model.denoiser.to(device), model.schedule, solver=solver, steps=steps,
                           prediction=model.prediction, spacing=spacing,
@@ -250,19 +252,18 @@ def _bar(batches: Missing, show: bool) -> Any:
 # == Processes =====================================================================================
 
 
-@contextlib.contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
+def _processes() -> tuple[int, int]:
     """(rank, number of processes), of the group that is there, or of torchrun's."""
-    ours = dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched()
-    if ours:
+    if not dist.is_available():
+        return 0, 1
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched():
+            return 0, 1
         # Only a few words are exchanged, whatever the device. A process may wait for the slowest.
+        # The group stays for the next folder: made anew it would meet what this one left behind.
         dist.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        there = dist.is_available() and dist.is_initialized()
-        yield (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-    finally:
-        if ours:
-            dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
+    return dist.get_rank(), dist.get_world_size()
 
 
 @contextlib.contextmanager

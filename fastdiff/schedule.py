@@ -104,12 +104,16 @@ class NoiseSchedule:
         """The time derivatives of log alpha and log sigma at t, by automatic differentiation.
 
         On a beta schedule: the slopes towards more noise, exact where alpha-bar is interpolated.
+
+        Raises:
+            ValueError: there are none: convention "official" knows whole times only.
         """
         time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
-            slopes = [
-                torch.autograd.grad(f(time), time)[0] for f in (self.log_alpha, self.log_sigma)
-            ]
+            logs = self.log_alpha(time), self.log_sigma(time)
+        if not logs[0].requires_grad:
+            raise ValueError(f'{self.name} has no time derivatives in convention "official"')
+        slopes = [torch.autograd.grad(log, time)[0] for log in logs]
         return float(slopes[0]), float(slopes[1])
 
     @property

@@ -15,11 +15,21 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from fastdiff import NoiseSchedule, Tableau, ops
+from fastdiff import NoiseSchedule, Tableau, build_tableau, ops, solver_names
 from fastdiff.solvers.registry import get_solver
 
 Array = np.ndarray
 Network = Callable[[Array, float], Array]  # (x [B, ...], the time it is told) -> F
+
+
+# The solvers that draw noise, and those that only reproduce published slips or compare.
+STOCHASTIC = tuple(
+    name
+    for name in solver_names()
+    if build_tableau(name, NoiseSchedule.linear_beta(), 4, spacing="leading").stochastic
+)
+COMPARISONS = ("classical_euler", "classical_heun", "classical_rk4", "fon", "ipndm_v_published")
+ODE_SOLVERS = tuple(n for n in solver_names() if n not in STOCHASTIC + COMPARISONS)
 
 
 # == Problems ======================================================================================
@@ -134,9 +144,10 @@ class NumericTrace:
         clip: tuple[float, float] | None = None,
         image: Array | None = None,
         stage_noise: Sequence[Array] = (),
+        afs: bool = False,
         precision: type = np.longdouble,
     ) -> None:
-        self.precision = precision
+        self.precision, self.afs = precision, afs
         self.schedule, self.times, self.network = schedule, [float(t) for t in times], network
         self.predicts, self.prediction, self.clip = predicts, prediction, clip
         self.stage_noise, self.calls = stage_noise, 0
@@ -172,6 +183,10 @@ class NumericTrace:
     def net(self, x: Array, t: float) -> Array:
         self.calls += 1
         alpha, sigma = self.alpha(t), self.sigma(t)
+        if self.afs:  # the first prediction is that of data N(0, 1), from Bayes' rule
+            self.afs, x0 = False, alpha * x / (alpha**2 + sigma**2)
+            self.raw = x0, (x - alpha * x0) / sigma
+            return self.raw[self.predicts == "epsilon"]
         told = self.schedule.time_scale * max(t, self.schedule.last)
         output = self.network(x, told)
         self.raw = x0, epsilon = understand(self.prediction, output, x, alpha, sigma)

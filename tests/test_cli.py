@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,9 +43,19 @@ def test_solvers_show_prints_the_tableau() -> None:
     [
         (("solvers", "--show", "nope"), "solver must be one of"),
         (("solvers", "--show", "ddim", "--steps", "0"), "steps must be a whole number >= 1"),
-        (("sample", "--digit", "10"), "digit must be 0 .. 9"),
-        (("sample", "--count", "0"), "count must be at least 1"),
+        (("sample", "--label", "10"), "label must be 0 .. 9"),
+        (("sample", "--num-images", "0"), "num_images must be at least 1"),
         (("sample", "--solver", "nope"), "solver must be one of"),
+        (("sample", "--model", "nowhere"), "there is no folder 'nowhere'"),
+        (("eval",), "--images or --model must be given"),
+        (("eval", "--images", "nowhere", "--reference", "digits"), "nowhere does not exist"),
+        (("eval", "--images", "nowhere"), "reference must be"),
+        (("eval", "--images", "nowhere", "--steps", "3"), "--steps is about sampling"),
+        (("eval", "--model", "digits", "--num-images", "1"), "num_images must be at least 2"),
+        (("eval", "--model", "digits", "--reference", "nowhere"), "reference must exist"),
+        (("eval", "--model", "digits", "--features", "nope"), "features must be one of"),
+        (("eval", "--all-solvers"), "--all-solvers goes with --model digits"),
+        (("eval", "--model", "digits", "--all-solvers", "--steps", "3"), "without --steps"),
     ],
 )
 def test_bad_input_ends_with_one_sentence(
@@ -74,27 +84,58 @@ def test_doctor_notices_the_other_package_of_the_same_name(monkeypatch: pytest.M
     assert not any("another package" in warning for warning in doctor.warnings())
 
 
-def test_sample_writes_a_picture_and_nothing_else(tmp_path: Path) -> None:
+def test_sample_writes_images_and_a_sheet(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    out = tmp_path / "new" / "digits.png"
-    result = run("sample", "--steps", "3", "--count", "3", "--digit", "7", "--out", str(out))
+    out, sheet = tmp_path / "new" / "digits", tmp_path / "sheets" / "digits.png"
+    result = run("sample", "--steps", "3", "--num-images", "3", "--seed-start", "5", "--label",
+                 "7", "--out", str(out), "--sheet", str(sheet))  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert plt.imread(out).shape[:2] == (10 * 8, 28 * 8)
-    assert [path.name for path in out.parent.iterdir()] == ["digits.png"]
+    assert f"3 images: {out}, {sheet}" in result.output
+    names = ["000005.png", "000006.png", "000007.png", "recipe.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert json.loads((out / "recipe.json").read_text())["labels"] == 7
+    assert plt.imread(sheet).shape[:2] == (2 + 66, 2 + 3 * 66)
 
 
 def test_sample_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    sheets = {}
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
-        out = tmp_path / f"{name}.png"
-        run("sample", "--steps", "3", "--count", "2", "--seed", seed, "--digit", "1",
-            "--out", str(out))  # fmt: skip
-        sheets[name] = plt.imread(out)
-    assert np.array_equal(sheets["a"], sheets["b"])
-    assert not np.array_equal(sheets["a"], sheets["c"])
+        run("sample", "--steps", "3", "--num-images", "2", "--seed-start", seed, "--label", "1",
+            "--out", str(tmp_path / name))  # fmt: skip
+    five = (tmp_path / "a" / "000005.png").read_bytes()
+    six = (tmp_path / "a" / "000006.png").read_bytes()
+    assert five == (tmp_path / "b" / "000005.png").read_bytes()
+    assert six == (tmp_path / "c" / "000006.png").read_bytes()
+    assert five != six
+
+
+def test_eval_samples_a_model_and_measures_it(tmp_path: Path) -> None:
+    images, report, stats = tmp_path / "images", tmp_path / "report.json", tmp_path / "stats.npz"
+    sampling = ("--model", "digits", "--num-images", "40", "--steps", "2", "--images", str(images))
+    result = run("eval", *sampling, "--out", str(report), "--save-stats", str(stats), "--reference",
+                 "digits")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert (found["images"]["count"], found["reference"]["source"]) == (40, "digits")
+    assert f"{found['frechet'][0]:.4g}" in result.output
+    again = tmp_path / "again.json"
+    result = run("eval", "--images", str(images), "--reference", str(stats), "--out", str(again))
+    assert result.exit_code == 0, result.output
+    found = json.loads(again.read_text())
+    assert found["features"]["name"] == "digits"
+    assert found["frechet_with_bias"] == pytest.approx(0, abs=1e-6)  # against itself
+
+
+def test_the_command_of_the_committed_evaluation_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdiff.training import evaluate
+
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_digits", lambda *given: asked.append(given))
+    result = run(*evaluate.COMMAND.split()[1:], "--num-images", "7", "--out", str(tmp_path / "q"))
+    assert result.exit_code == 0, result.output
+    assert asked == [(tmp_path / "q", 7)]
 
 
 def test_demo_columns_cost_the_calls_the_demo_promises() -> None:

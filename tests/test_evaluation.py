@@ -110,12 +110,16 @@ def test_statistics_stand_for_their_folder(tmp_path: Path) -> None:
 
 def test_floor_is_what_two_halves_of_the_reference_give(tmp_path: Path) -> None:
     a = folder_of(tmp_path / "a", noise(60, 1, 8, 8, seed=1))
-    b = folder_of(tmp_path / "b", noise(400, 1, 8, 8, seed=2))
-    found = measured(a, b)
-    assert found["floor"][1] <= found["floor"][0] <= found["floor"][2]
-    assert abs(found["floor"][0]) < 0.1 < measured(a, folder_of(tmp_path / "c", noise(
-        400, 1, 8, 8, seed=2) + 50))["frechet"][0]  # fmt: skip
-    assert measured(a, folder_of(tmp_path / "d", noise(3, 1, 8, 8)))["floor"] is None
+    few, many = (
+        measured(a, folder_of(tmp_path / str(count), noise(count, 1, 8, 8, seed=2)))
+        for count in (60, 600)
+    )
+    bright = measured(a, folder_of(tmp_path / "bright", noise(600, 1, 8, 8, seed=2) + 50))
+    low, floor, high = (many["floor"][i] for i in (1, 0, 2))
+    assert low < floor < high < bright["frechet"][1]
+    assert floor < few["floor"][0] / 3  # the bias of the reference goes like 1 / count
+    assert bright["floor"] == pytest.approx(many["floor"], abs=1e-5)
+    assert measured(a, folder_of(tmp_path / "c", noise(3, 1, 8, 8)))["floor"] is None
 
 
 def test_a_model_that_takes_more_steps_is_nearer(tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_inception_takes_the_users_package_and_weights(
 
 def test_inception_without_the_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ImportError, match="need the package torch-fidelity"):
+    with pytest.raises(ImportError, match="need the packages torch-fidelity"):
         feature_space("inception", (3, 32, 32), "images")
 
 
@@ -226,7 +230,7 @@ def picture(mode: str, size: tuple[int, int] = (8, 8)) -> object:
     ("name", "content", "word"),
     [
         ("notes.txt", b"text", "images only, directly; .*notes.txt is no image"),
-        ("z.png", b"text", "hold images; .*z.png cannot be read"),
+        ("z.png", b"text", "images; .*z.png cannot be read"),
         ("z.png", picture("RGBA"), "8-bit grey or RGB images; .*z.png has mode RGBA"),
         ("z.png", picture("I;16"), "8-bit grey or RGB images; .*z.png has mode I;16"),
         ("z.png", picture("RGB", (9, 8)), "images of one shape, 3x8x8; .*z.png is 3x8x9"),

@@ -144,24 +144,45 @@ def test_threads_are_left_as_they_were(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     """Seven images in micro-batches of two: shares of two each, the last one padded."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     generate(load_model("digits"), 7, alone, steps=STEPS, batch=2, progress=False)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--standalone", "-m", "fastdiff.cli", "sample"]  # fmt: skip
-    arguments = ["--num-images", "7", "--steps", str(STEPS), "--batch", "2", "--out", str(together)]
-    result = subprocess.run(torchrun + arguments, capture_output=True, text=True, timeout=120)
+    command = [*TORCHRUN, "-m", "fastdiff.cli", "sample", "--num-images", "7", "--batch", "2",
+               "--steps", str(STEPS), "--out", str(together)]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("7 images") == 1  # one process speaks
     assert contents(together) == contents(alone)
 
-    refused = subprocess.run(
-        [*torchrun, *arguments, "--solver", "ddim"], capture_output=True, text=True, timeout=120
-    )
-    assert refused.returncode != 0
-    assert "solver stay 'ipndm'" in refused.stderr
-    assert contents(together) == contents(alone)
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fastdiff.generate import generate, load_model
+model, out = load_model("digits"), Path(sys.argv[1])
+for name, count in (("a", 5), ("b", 9), ("a", 6)):
+    generate(model, count, out / name, steps=3, batch=4, progress=False)
+try:
+    generate(model, 6, out / "a", steps=3, batch=4, solver="ddim", progress=False)
+except ValueError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def test_processes_go_from_folder_to_folder_and_refuse_together(tmp_path: Path) -> None:
+    script, model = tmp_path / "script.py", load_model("digits")
+    script.write_text(SCRIPT)
+    command = [*TORCHRUN, str(script), str(tmp_path / "two")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused: out must be a new folder, or solver stay 'ipndm'") == 2
+    for name, count in (("a", 6), ("b", 9)):
+        one = generate(model, count, tmp_path / "one" / name, **OPTIONS)
+        assert contents(tmp_path / "two" / name) == contents(one)
 
 
 # == Stopping and going on =========================================================================

@@ -79,6 +79,7 @@ def check(
             prediction=prediction,
             clip=tableau.clip,
             options=shaped,
+            afs=settings.get("afs", False),
             precision=precision,
             **inputs,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastdiff.solvers.lagrange import lagrange_means
+from fastdiff.solvers.pndm import combine
 from fastdiff.solvers.registry import solver
 from fastdiff.tableau import Form, Trace
 
@@ -23,11 +24,8 @@ def adams(trace: Trace, order: int, weights: Weights) -> Form:
     x = trace.x
     for t, u in trace.intervals:
         history.appendleft((t, trace.net(x, t)))
-        times = [time for time, _ in history]
-        blend = Form({})
-        for weight, (_, d) in zip(weights(trace, times, t, u), history, strict=True):
-            blend = blend + weight * d
-        x = trace.transfer(x, blend, t, u)
+        times, past = zip(*history, strict=True)
+        x = trace.transfer(x, combine(weights(trace, list(times), t, u), past), t, u)
     return x
 
 

@@ -7,6 +7,7 @@ with `transfer`; they differ in how they come by a history.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 from fastdiff.solvers.registry import solver
 from fastdiff.solvers.runge_kutta import improved_euler
@@ -23,11 +24,13 @@ ADAMS_BASHFORTH = (
 
 def blend(history: deque[Form]) -> Form:
     """The Adams-Bashforth combination of a history, newest first; its length is the order."""
-    weights = ADAMS_BASHFORTH[len(history) - 1]
-    total = weights[0] * history[0]
-    for weight, d in zip(weights[1:], list(history)[1:], strict=True):
-        total = total + weight * d
-    return total
+    return combine(ADAMS_BASHFORTH[len(history) - 1], history)
+
+
+def combine(weights: Sequence[float], forms: Iterable[Form]) -> Form:
+    """The sum of weights times forms, one each."""
+    first, *others = (w * form for w, form in zip(weights, forms, strict=True))
+    return sum(others, first)
 
 
 def runge_kutta(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, Form]:

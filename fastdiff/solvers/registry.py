@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastdiff.prediction import Prediction, prediction
@@ -134,7 +135,7 @@ def build_tableau(
             )
     return trace(
         name,
-        chosen.function,
+        partial(chosen.function, **options),  # here, so that no option meets an argument of trace
         schedule.with_convention(convention),
         times,
         predicts=chosen.predicts,
@@ -142,7 +143,6 @@ def build_tableau(
         clip=_bounds(clip),
         from_image=from_image,
         afs=afs,
-        **options,
     )
 
 

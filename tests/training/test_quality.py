@@ -8,7 +8,9 @@ import torch
 from fastdiff.training.quality import (
     frechet_distance,
     frechet_estimate,
+    frechet_jackknife,
     memorisation,
+    moments,
     nearest_distances,
     paired_error,
 )
@@ -63,6 +65,53 @@ def test_frechet_interval_covers_the_truth() -> None:
     assert 106 <= hits < 120
     mean_value, error = torch.tensor(values).mean(), torch.tensor(values).std() / 120**0.5
     assert abs(mean_value - truth) < 3 * error  # the bias of 300 samples is gone
+
+
+def test_jackknife_of_wide_features_covers_the_truth() -> None:
+    """As above, in 80 dimensions, where the bias is many times the error."""
+    size = 80
+    reference = torch.zeros(size).double(), torch.eye(size).double()
+    scale = torch.linspace(0.8, 1.2, size).double()
+    truth = float((1 - scale).square().sum()) + 0.25
+    hits, values, plain = 0, [], []
+    for trial in range(60):
+        samples = normal(1500, size, seed=trial) * scale
+        samples[:, 0] += 0.5
+        estimate = frechet_jackknife(samples, reference)
+        hits += estimate.low <= truth <= estimate.high
+        values.append(estimate.value)
+        plain.append(frechet_distance(samples, reference))
+    error = torch.tensor(values).std()
+    assert 50 <= hits
+    bias = torch.tensor(plain).mean() - truth
+    assert bias > 10 * error
+    assert abs(torch.tensor(values).mean() - truth) < 0.05 * bias  # what is left goes like 1 / N^2
+
+
+def test_jackknife_by_leaving_groups_out() -> None:
+    x, reference = normal(205, 4, seed=0) + 3, moments(normal(90, 4, seed=1))
+    order = torch.randperm(205, generator=torch.Generator().manual_seed(7))
+    left_out = []
+    for group in order.tensor_split(20):
+        kept = torch.ones(205, dtype=torch.bool)
+        kept[group] = False
+        left_out.append(frechet_distance(x[kept], reference))
+    values = torch.tensor(left_out, dtype=torch.float64)
+    value = 20 * frechet_distance(x, reference) - 19 * float(values.mean())
+    half = 2.093024 * float((19 / 20 * (values - values.mean()).square().sum()).sqrt())
+    estimate = frechet_jackknife(x, reference, seed=7)
+    assert estimate.value == pytest.approx(value, rel=1e-9)
+    assert (estimate.low, estimate.high) == pytest.approx((value - half, value + half), rel=1e-6)
+    with pytest.raises(ValueError, match="at least 60"):
+        frechet_jackknife(x[:59], reference)
+
+
+def test_moments_stand_for_their_features() -> None:
+    a, b = normal(50, 3, seed=0), normal(40, 3, seed=1) + 1
+    assert frechet_distance(moments(a), moments(b)) == frechet_distance(a, b)
+    assert frechet_estimate(a, moments(b)) == frechet_estimate(a, b)
+    with pytest.raises(ValueError, match="N >= 2"):
+        moments(a[:1])
 
 
 def test_paired_error_by_hand() -> None:
