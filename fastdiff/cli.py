@@ -180,8 +180,12 @@ def solvers(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("solver", "calls", "slots", "passes", "options", "", box=box.SIMPLE,
-                  caption="calls, buffers and passes over the image at 10 steps")  # fmt: skip
+    caption = "calls, buffers and passes over the image at 10 steps"
+    table = Table(box=box.SIMPLE, caption=caption)
+    for heading in ("solver", "calls", "slots", "passes"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("options")
+    table.add_column("")
     for name in fastdiff.solver_names():
         chosen, tableau = get_solver(name), fastdiff.build_tableau(name, schedule, 10)
         table.add_row(name, str(tableau.nfe), str(tableau.slots), str(tableau.passes),

@@ -45,7 +45,7 @@ from fastdiff.training.quality import (
 DIGITS = "digits"  # as a reference: the 360 scans that the digits model was not trained on
 CLAIM = 5000  # images that a claim needs
 WIDE = 64  # features from which on the jackknife stands for the bootstrap
-READ = 250  # images read at a time
+READ = 100  # images read at a time
 
 FEATURES = ("digits", "pixels", "inception")
 

@@ -94,8 +94,11 @@ class Sampler:
         if dynamic_threshold is not None:
             if not 0 < dynamic_threshold <= 1:
                 raise ValueError(f"dynamic_threshold must be in (0, 1]; got {dynamic_threshold}")
-            if tableau.clip is None:
-                raise ValueError("dynamic_threshold must come with clip, the bound it scales to")
+            if tableau.clip is None or tableau.clip[0] != -tableau.clip[1]:
+                raise ValueError(
+                    "dynamic_threshold must come with a symmetric clip, the bound it scales to; "
+                    f"got clip {tableau.clip}"
+                )
         self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
         self.dynamic_threshold = dynamic_threshold
         self._tables: dict[torch.device, _Table] = {}

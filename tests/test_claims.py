@@ -15,6 +15,15 @@ from tests.oracles import Gaussian
 SHAKY = 1e-3  # relative; another machine's float32 network differs by less
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """As the committed numbers were made; the tensors are small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def committed():
     return json.loads(claims.JSON.read_text())
@@ -96,12 +105,11 @@ def test_frechet_differences_are_paired():
 
 def test_equal_calls_are_at_most_as_many():
     schedule = NoiseSchedule.linear_beta()
-    for budget in (21, 49):
-        for name in (*claims.MEMBERS, *claims.RIVALS):
-            steps = claims.within(name, schedule, budget, "trailing")
-            calls = claims.build_tableau(name, schedule, steps, spacing="trailing").nfe
-            more = claims.build_tableau(name, schedule, steps + 1, spacing="trailing").nfe
-            assert calls == budget < more
+    for name in (*claims.MEMBERS, *claims.RIVALS):
+        steps = claims.within(name, schedule, 21, "trailing")
+        calls = claims.build_tableau(name, schedule, steps, spacing="trailing").nfe
+        more = claims.build_tableau(name, schedule, steps + 1, spacing="trailing").nfe
+        assert calls == 21 < more
 
 
 # == The run and its page ==========================================================================
@@ -112,7 +120,7 @@ def test_a_quick_run_from_end_to_end(tmp_path, monkeypatch, capsys):
     arguments = [str(word) for pair in files.items() for word in pair]
     assert claims.main(["--quick", *arguments]) == 0
     report = json.loads(files["--json"].read_text())
-    assert len(report["ddim_comparisons"]) == 3 * 4 * 2 * 4 and len(report["equal_calls"]) == 3
+    assert len(report["ddim_comparisons"]) == 2 * 4 * 2 * 4 and len(report["equal_calls"]) == 2
     assert {row["solver"] for row in report["rows"]} == set(claims.NAMES)
     assert len(report["frechet"]["rows"]) == 11
 
@@ -122,7 +130,7 @@ def test_a_quick_run_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "frechet_report", lambda *given: {})
     assert claims.main(["--quick", *arguments]) == 0
     again = json.loads(files["--json"].read_text())
-    assert again["rows"] == [r for r in report["rows"] if r["problem"] == claims.MILD.name]
+    assert again["rows"] == [r for r in report["rows"] if r["problem"] == claims.STIFF.name]
 
     files["--json"].write_text(json.dumps(report))
     assert claims.main(["--page", *arguments, "--markdown", str(tmp_path / "p" / "page.md")]) == 0
@@ -175,8 +183,3 @@ def test_committed_numbers_can_be_made_again(committed, tmp_path, problem, sched
             break
     else:
         pytest.fail("the report lacks the comparison")
-
-
-def test_the_page_quotes_no_result_of_the_paper_but_its_abstracts(committed):
-    head = claims.page(committed).partition("## ")[0]
-    assert "FID on CIFAR-10, CelebA and LSUN, which is not measured here" in head

@@ -8,14 +8,14 @@ import torch
 
 from fastdiff import PREDICTIONS, NoiseSchedule, Prediction, Sampler, build_tableau, solver_names
 from fastdiff.prediction import prediction
-from tests.oracles import Gaussian, as_denoiser, express, run_rows, textbook
+from tests.oracles import ODE_SOLVERS, Gaussian, as_denoiser, express, run_rows, textbook
 
 GAUSSIAN = Gaussian()
 SCHEDULE = NoiseSchedule.linear_beta()
 ZERO_SNR = NoiseSchedule.from_alphas_cumprod(
     np.linspace(0.99995, 0.0, 1000) ** 2  # sqrt(alpha-bar) linear in time, zero at the end
 )
-X = np.random.default_rng(0).standard_normal((3, 2, 4))
+X, *STAGE_NOISE = np.random.default_rng(0).standard_normal((50, 3, 2, 4))
 
 
 def knowing(kind: str, schedule: NoiseSchedule):  # noqa: ANN201
@@ -62,6 +62,7 @@ def test_every_prediction_gives_the_result_of_epsilon(solver: str, kind: str) ->
             build_tableau(solver, SCHEDULE, 9, prediction=each, spacing="trailing"),
             knowing(each, SCHEDULE),
             X,
+            stage_noise=STAGE_NOISE,
         )
         for each in ("epsilon", kind)
     ]
@@ -82,7 +83,7 @@ def test_ends_of_the_schedule_are_well_conditioned(kind: str, times: tuple[float
         np.testing.assert_allclose(result, expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 def test_v_prediction_works_from_zero_terminal_snr(solver: str) -> None:
     """With trailing steps the first network call is at pure noise, and has to count."""
     results = []
@@ -96,7 +97,7 @@ def test_v_prediction_works_from_zero_terminal_snr(solver: str) -> None:
         np.testing.assert_allclose(result, exact, rtol=0, atol=0.07)
 
 
-@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 @pytest.mark.parametrize(
     "schedule", [NoiseSchedule.cosine(), NoiseSchedule.flow()], ids=lambda s: s.name
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff import NoiseSchedule, Sampler, build_tableau, seeded_noise, solver_names
-from tests.oracles import Gaussian
+from tests.oracles import ODE_SOLVERS, Gaussian
 
 LINEAR = NoiseSchedule.linear_beta()
 GAUSSIAN = Gaussian()
@@ -135,10 +135,10 @@ def test_a_run_without_gradients_even_for_a_network_that_trains() -> None:
 def test_samples_of_any_rank(solver: str, shape: tuple[int, ...]) -> None:
     """Scalars, vectors, audio, images and video are the same numbers in another shape."""
     sampler = Sampler(network, LINEAR, solver=solver, steps=4)
-    x = noise(*shape)
-    result = sampler(x)
+    x, seeds = noise(*shape), range(shape[0])
+    result = sampler(x, seeds=seeds)
     assert result.shape == x.shape
-    assert torch.equal(result.reshape(len(x), -1), sampler(x.reshape(len(x), -1)))
+    assert torch.equal(result.reshape(len(x), -1), sampler(x.reshape(len(x), -1), seeds=seeds))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "f_pndm", "unipc"])
@@ -381,7 +381,7 @@ def test_per_sample_eta() -> None:
 # == Image to image ================================================================================
 
 
-@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("solver", ODE_SOLVERS)
 @pytest.mark.parametrize("start", [180.0, 700.0])
 def test_restart_from_an_image(solver: str, start: float) -> None:
     """alpha image + sigma noise, followed along the exact flow of the Gaussian to its end."""
