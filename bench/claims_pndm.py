@@ -559,7 +559,7 @@ Made by `{command}` on {machine}, torch {torch}, one thread; this page by
   distance below says how good the digits are.
 - **Schedules.** linear: betas 1e-4 .. 0.02. scaled-linear: roots of beta linear, 8.5e-4 .. 0.012.
   cosine: squared cosine, betas up to 0.999; alpha at time 999 is 5e-5, so that the trailing grid's
-  first step is a leap, where S-PNDM, F-PNDM, PLMS, pseudo Heun and pseudo RK4 make a single call.
+  first step is a leap, for which every method makes a single call.
 - **Verdicts** are on paired differences of squared distances: *holds* and *does not hold* by more
   than {errors:g} standard errors (in brackets: how many), *undecided* otherwise. "At least as good"
   counts as held only where it is better by that much. A starting point that one solver takes to
@@ -717,11 +717,11 @@ def _methods(report: dict[str, Any]) -> list[str]:
     out = [
         "## Pseudo numerical multistep is the best in most situations",
         "",
-        "All methods with the same number of calls (pseudo Heun and RK4 with up to two less where"
-        " cosine's",
-        "first step is a leap). First, whether each pseudo method errs less than its classical"
-        " twin: the",
-        "same formula, moved by PNDM's transfer or along dx/dt.",
+        "All methods with the same number of calls (some with up to three less where cosine's first"
+        " step",
+        "is a leap). First, whether each pseudo method errs less than its classical twin: the same"
+        " formula,",
+        "moved by PNDM's transfer or along dx/dt.",
         "",
     ]
     for spacing in _spacings(report):

@@ -142,25 +142,27 @@ errors at one halving of the step; the last three are shown. Solvers that draw n
 follow no ODE and are left out."""
 
 EXPLANATION = """\
-What decides the order of a method as it is shipped is often its start: one step of first
-order leaves an error of h^2 for good. So every solver that starts with such a step
-(ipndm, ipndm_v, deis, the DPM-Solver++ and UniPC families) ends at second order; the
-second table of each problem shows what is left of that when the values at the first
-nodes are exact.
+What decides the order of a method as it is shipped is often its start or its end: one step
+of first order leaves an error of h^2 for good. So ipndm_v, deis and the DPM-Solver++
+family, which start with such a step, end at second order whatever their order is inside;
+the second table of each problem shows their order when the values at the first nodes are
+exact. With few steps the higher orders still have the smaller errors.
 
 - The weights of F-PNDM, PLMS, iPNDM and of pseudo_rk4 are those of uniform steps in
   sigma / alpha, where F-PNDM is of fourth order. On any other grid all four are of second
   order in the end, though with a small constant; iPNDM's error changes sign on the way
   there, which bends its slopes.
+- ipndm_v and deis of order k are of order k after an exact start; ipndm_v at order 4 is
+  still on its way there.
 - fon and classical_rk4, on dx/dt, are of fourth order in steps uniform in time, which
   these are; fon needs them, as its weights are those of uniform steps.
-- dpmpp_3m as published is of second order, and of third with its second difference
-  doubled (dpmpp_3m_exact).
-- unipc of order p with its corrector is of order p + 1 after an exact start, and of
-  second order where its last step is of first order (lower_order_final).
-- ipndm_v_published of orders 3 and 4 has weights that integrate no quadratic; on this
-  grid its fourth-order weights do not even sum to one while the steps change, and the
-  method is of first order or less at the step counts shown."""
+- dpmpp_3m as published is of second order even after an exact start (its error changes
+  sign on the way), and of third with its second difference doubled (dpmpp_3m_exact).
+- unipc of order p with its corrector is of order p + 1, and its start hardly shows, as
+  the corrector mends the first step too. With its defaults, whose last step is of first
+  order (lower_order_final), it is of second order.
+- ipndm_v_published is of second order at orders 2 and 3. Its fourth-order weights sum to
+  one only where the steps are equal, and its slopes start below 1."""
 
 
 def label(solver: str, options: dict[str, Any]) -> str:

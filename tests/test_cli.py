@@ -20,6 +20,15 @@ from typer.testing import CliRunner
 from fastdiff import cli, demo, doctor
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """8x8 images leave nothing to share, and a busy machine disturbs one thread least."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def run(*arguments: str):
     return CliRunner().invoke(cli.app, arguments)
 

@@ -10,10 +10,9 @@ import torch
 
 from fastdiff import NoiseSchedule, Sampler, build_tableau, solver_names
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
-from tests.oracles import Gaussian
+from tests.oracles import express
 
 LINEAR = NoiseSchedule.linear_beta()
-GAUSSIAN = Gaussian()
 B, C = 3, 2
 RNG = np.random.default_rng(5)
 NOISE, IMAGE, OTHER = (torch.from_numpy(RNG.standard_normal((B, C, 4, 5))) for _ in range(3))
@@ -72,7 +71,9 @@ def test_thresholded(q: float, bound: float) -> None:
     squeezed = 0
     for found, before in zip(x0, plain, strict=True):
         s = max(quantile(np.abs(before).ravel(), q), bound)
-        np.testing.assert_allclose(found, np.clip(before, -s, s) * bound / s, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            found, np.clip(before, -s, s) * bound / s, rtol=1e-12, atol=1e-14
+        )
         squeezed += s > bound
     assert 0 < squeezed < B
 
@@ -114,8 +115,6 @@ def test_dynamic_threshold_in_every_solver(solver: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
 def test_dynamic_threshold_does_not_depend_on_the_prediction(prediction: str) -> None:
-    from tests.oracles import express
-
     def denoised(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return 3 * network(x, t)
 
@@ -144,9 +143,7 @@ def test_guidance_rescale_in_a_run(solver: str, threshold: float | None) -> None
     settings = {"solver": solver, "steps": 5, "dtype": torch.float64, "clip": 1.0}
     settings["dynamic_threshold"] = threshold
     sampler = Sampler(conditional, LINEAR, **settings)
-    found = sampler(
-        NOISE, guidance_scale=scale, guidance_rescale=0.7, c=c, uncond={"c": none}
-    )
+    found = sampler(NOISE, guidance_scale=scale, guidance_rescale=0.7, c=c, uncond={"c": none})
     expected = Sampler(guided, LINEAR, **settings)(NOISE)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     reason = "guidance combined by PyTorch (rescale or dynamic threshold)"
@@ -179,7 +176,6 @@ def test_inpainting(solver: str) -> None:
 @pytest.mark.parametrize("schedule", [LINEAR, NoiseSchedule.edm()], ids=["linear", "edm"])
 def test_what_the_network_sees_while_inpainting(solver: str, schedule: NoiseSchedule) -> None:
     """At every call the kept part is the image with the initial noise at that call's level."""
-    prediction = "epsilon"
     seen = []
 
     def watching(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -188,9 +184,7 @@ def test_what_the_network_sees_while_inpainting(solver: str, schedule: NoiseSche
 
     mask = torch.zeros(B, 1, 4, 5)
     mask[0] = 1
-    sampler = Sampler(
-        watching, schedule, solver=solver, steps=5, prediction=prediction, dtype=torch.float64
-    )
+    sampler = Sampler(watching, schedule, solver=solver, steps=5, dtype=torch.float64)
     found = sampler(NOISE, image=IMAGE, mask=mask, seeds=SEEDS)
     assert len(seen) == sampler.tableau.nfe
     for (x, t), stage in zip(seen, sampler.tableau.stages[1:], strict=True):
@@ -210,9 +204,7 @@ def test_inpainting_with_guidance_in_half_precision() -> None:
         return network(x.float(), t).to(x.dtype)
 
     sampler = Sampler(watching, LINEAR, solver="ddim", steps=4)
-    found = sampler(
-        NOISE.bfloat16(), image=IMAGE.float(), mask=torch.zeros(1), guidance_scale=3.0
-    )
+    found = sampler(NOISE.bfloat16(), image=IMAGE.float(), mask=torch.zeros(1), guidance_scale=3.0)
     assert torch.equal(found, IMAGE.float())
     times = [stage.time for stage in sampler.tableau.stages[1:]]
     for x, t in zip(seen, times, strict=True):
@@ -222,6 +214,11 @@ def test_inpainting_with_guidance_in_half_precision() -> None:
 
 
 # == Image to image ================================================================================
+
+
+# Classical methods do not follow straight lines exactly; the published weights of order 4 do not
+# sum to one.
+INEXACT = ("classical_euler", "classical_heun", "classical_rk4", "fon", "ipndm_v_published")
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -245,13 +242,11 @@ def test_image_to_image_starts_at_the_noised_image(solver: str, afs: bool) -> No
     sampler(NOISE, image=IMAGE, seeds=SEEDS, callback=lambda p: first.append(p.state.clone()))
     found = first[-1]
     assert sampler.tableau.times[0] == start and len(first) == sampler.tableau.nfe
-    (opening, *_) = sampler.tableau.stages
-    assert dict(opening.writes[0].slots) == pytest.approx(
-        {0: LINEAR.sigma(start), 1: LINEAR.alpha(start)}, rel=1e-12
-    )
-    if solver.startswith(("classical", "fon")):  # they do not end on straight lines exactly
-        assert (found - IMAGE).abs().max() < 0.3
-    elif not afs:
+    noise, image = (sampler.tableau.stages[0].writes[0].slots[slot] for slot in (0, 1))
+    assert noise / image == pytest.approx(LINEAR.sigma(start) / LINEAR.alpha(start), rel=1e-12)
+    if not solver.endswith("_churn"):  # which add noise before the first call
+        assert image == pytest.approx(LINEAR.alpha(start), rel=1e-12)
+    if not afs and solver not in INEXACT:
         torch.testing.assert_close(found, IMAGE, rtol=1e-9, atol=1e-9)
     kept = sampler(NOISE, image=IMAGE, mask=torch.zeros(()), seeds=SEEDS)
     assert torch.equal(kept, IMAGE)

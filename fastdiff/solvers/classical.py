@@ -54,11 +54,13 @@ def runge_kutta_step(
 
 
 def _single_step(trace: Trace, step: Callable[[Trace, Form, float, float], Form]) -> Form:
-    """Steps of a kind; the one that ends at the clean image is Euler's transfer."""
+    """Steps of a kind; a transfer where dx/dt is singular, which is at both ends of a flow."""
     x = trace.x
     for t, u in trace.intervals:
-        clean = trace.is_clean(u)
-        x = trace.transfer(x, trace.net(x, t), t, u) if clean else step(trace, x, t, u)
+        if trace.is_clean(u) or trace.is_leap(t, u):
+            x = trace.transfer(x, trace.net(x, t), t, u)
+        else:
+            x = step(trace, x, t, u)
     return x
 
 
@@ -81,25 +83,25 @@ def classical_rk4(trace: Trace) -> Form:
 
 
 @solver("fon")
-def fon(trace: Trace, start: str = "true") -> Form:
+def fon(trace: Trace, warm_up: str = "true") -> Form:
     """FON, the classical fourth-order method of the PNDM paper: RK4, then Adams-Bashforth on dx/dt.
 
-    steps + 9 calls from 4 steps on. start: "true" Runge-Kutta steps on the exact derivative, or
+    steps + 9 calls from 4 steps on. warm_up: "true" Runge-Kutta steps on the exact derivative, or
     "repository": derivatives as differences of one training index, their inner ones formed at the
     base state (beta schedules only).
     """
-    if start not in ("true", "repository"):
-        raise ValueError(f"start must be true or repository; got {start!r}")
-    if start == "repository" and trace.schedule.clean != -1:
-        raise ValueError(f"start 'repository' is for beta schedules; got {trace.schedule.name}")
-    at_base = start == "repository"
+    if warm_up not in ("true", "repository"):
+        raise ValueError(f"warm_up must be true or repository; got {warm_up!r}")
+    at_base = warm_up == "repository"
+    if at_base and trace.schedule.clean != -1:
+        raise ValueError(f"warm_up 'repository' is for beta schedules; got {trace.schedule.name}")
     derivative = index_difference if at_base else drift
     history: deque[Form] = deque(maxlen=4)
     x = trace.x
-    for i, (t, u) in enumerate(trace.intervals):
-        if trace.is_clean(u):
+    for t, u in trace.intervals:
+        if trace.is_clean(u) or trace.is_leap(t, u):
             x = trace.transfer(x, trace.net(x, t), t, u)
-        elif i < 3:
+        elif len(history) < 3:
             x, slope = runge_kutta_step(trace, x, t, u, derivative, at_base)
             history.appendleft(slope)
         else:

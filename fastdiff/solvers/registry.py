@@ -47,7 +47,8 @@ def register_solver(name: str, function: Callable[..., Form], *, predicts: str =
         predicts: what `trace.net` hands it, "epsilon" or "sample".
 
     Raises:
-        ValueError: the name is taken, or `predicts` is neither.
+        ValueError: the name is taken, `predicts` is neither, or an option has the name of an
+            argument of `build_tableau`.
     """
     if name in _SOLVERS:
         raise ValueError(f"a solver called {name!r} is registered already")
@@ -55,6 +56,8 @@ def register_solver(name: str, function: Callable[..., Form], *, predicts: str =
         raise ValueError(f"predicts must be 'epsilon' or 'sample'; got {predicts!r}")
     parameters = list(inspect.signature(function).parameters.values())[1:]
     options = {p.name: p.default for p in parameters}
+    if taken := options.keys() & inspect.signature(build_tableau).parameters.keys():
+        raise ValueError(f"{name} has an option {min(taken)!r}, an argument of build_tableau")
     summary = (inspect.getdoc(function) or name).splitlines()[0]
     _SOLVERS[name] = Solver(name, function, predicts, summary, options)
 

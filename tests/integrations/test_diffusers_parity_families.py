@@ -84,11 +84,11 @@ def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(order: int, variant: str, steps: int) -> None:
     """Both ends for bh2; bh1's B(h) = h has no limit at a clean end, where diffusers gives NaN."""
-    for end in ("zero", "sigma_min")[variant == "bh1" :]:
+    for end, last in (("zero", -1), ("sigma_min", 0))[variant == "bh1" :]:
         config = {**SD, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
         case = Case(diffusers.UniPCMultistepScheduler, config, steps)
-        times = lambda t, end=end: [*t, -1 if end == "zero" else 0]
-        agree(case, lambda t: ours("unipc", SCALED, times(t), order=order, variant=variant))
+        options = {"order": order, "variant": variant}
+        agree(case, lambda t, last=last, o=options: ours("unipc", SCALED, [*t, last], **o))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
@@ -121,9 +121,7 @@ def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
     """Its posterior mean follows from the clipped x0, as ours does."""
-    case = NoisyCase(
-        diffusers.DDPMScheduler, {"clip_sample": clip, "prediction_type": kind}, steps
-    )
+    case = NoisyCase(diffusers.DDPMScheduler, {"clip_sample": clip, "prediction_type": kind}, steps)
     agree(
         given_noise(case),
         lambda t: ours(
