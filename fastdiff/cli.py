@@ -167,30 +167,30 @@ def solvers(
     show: Annotated[str | None, typer.Option(help="Print this solver's tableau.")] = None,
     steps: Annotated[int, typer.Option(help="Intervals of that tableau.")] = 5,
 ) -> None:
-    """List the solvers, or print one as a table."""
+    """What each solver supports, or one of them as a table."""
     import fastdiff
-    from fastdiff.solvers.registry import get_solver
 
-    schedule = fastdiff.NoiseSchedule.linear_beta()
     if show is not None:
         with _clear_errors():
+            schedule = fastdiff.NoiseSchedule.linear_beta()
             print(fastdiff.build_tableau(show, schedule, steps))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    caption = "calls, buffers and passes over the image at 10 steps"
-    table = Table(box=box.SIMPLE, caption=caption)
-    for heading in ("solver", "calls", "slots", "passes"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("options")
-    table.add_column("")
-    for name in fastdiff.solver_names():
-        chosen, tableau = get_solver(name), fastdiff.build_tableau(name, schedule, 10)
-        table.add_row(name, str(tableau.nfe), str(tableau.slots), str(tableau.passes),
-                      ", ".join(chosen.options), chosen.summary)  # fmt: skip
-    Console().print(table)
+    from fastdiff.support import load_support
+
+    rows = load_support()
+    common = {k: v for k, v in rows[0].items() if all(row[k] == v for row in rows)}
+    table = Table(box=box.SIMPLE)
+    for heading in (k for k in rows[0] if k not in common):
+        table.add_column(heading, no_wrap=heading == "solver")
+    for row in rows:
+        table.add_row(*(value for key, value in row.items() if key not in common))
+    console = Console()
+    console.print(table)
+    console.print("All of them: " + ", ".join(f"{k} ({v})" for k, v in common.items()) + ".")
 
 
 @app.command()

@@ -1,10 +1,12 @@
-"""What each solver supports, found by trying: the table in docs/solvers.md.
+"""What each solver supports, found by trying: the table in docs/solvers.md and `fastdiff solvers`.
 
-`python -m fastdiff.support docs/solvers.md` renews the table between the page's two markers.
+Trying takes ten seconds, so the result is kept in assets/support.json. `python -m fastdiff.support
+docs/solvers.md` renews that file and the table between the page's two markers.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from fastdiff.schedule import CONVENTIONS, NoiseSchedule
 from fastdiff.solvers.registry import build_tableau, get_solver, solver_names
 from fastdiff.tableau import Tableau
 
+ASSET = Path(__file__).parent / "assets" / "support.json"
 BEGIN, END = "<!-- support matrix: begin -->", "<!-- support matrix: end -->"
 
 _BETA = NoiseSchedule.linear_beta()
@@ -30,15 +33,19 @@ def support_matrix() -> list[dict[str, str]]:
     return [_row(name) for name in solver_names()]
 
 
-def support_markdown() -> str:
-    """The support matrix as a table in markdown."""
-    rows = support_matrix()
+def load_support() -> list[dict[str, str]]:
+    """The support matrix as it was when it was last made."""
+    return json.loads(ASSET.read_text())
+
+
+def support_markdown(rows: list[dict[str, str]]) -> str:
+    """A support matrix as a table in markdown."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def renew(page: str) -> str:
-    """A page's text with the table between its markers made anew.
+def renew(page: str, rows: list[dict[str, str]]) -> str:
+    """A page's text with this table between its markers.
 
     Raises:
         ValueError: the page lacks a marker.
@@ -47,7 +54,7 @@ def renew(page: str) -> str:
         if marker not in page:
             raise ValueError(f"the page must have the line {marker}")
     before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{support_markdown()}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{support_markdown(rows)}\n{END}{rest.partition(END)[2]}"
 
 
 def _row(name: str) -> dict[str, str]:
@@ -165,5 +172,6 @@ def _order(name: str) -> int:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(renew(path.read_text()))
+    path, matrix = Path(sys.argv[1]), support_matrix()
+    path.write_text(renew(path.read_text(), matrix))
+    ASSET.write_text(json.dumps(matrix, indent=1) + "\n")
