@@ -169,7 +169,8 @@ for name, count in (("a", 5), ("b", 9), ("a", 6)):
 try:
     generate(model, 6, out / "a", steps=3, batch=4, solver="ddim", progress=False)
 except ValueError as error:
-    print("refused:", error, flush=True)
+    sys.stdout.write(f"refused: {error}\\n")  # one write each: two processes share the pipe
+    sys.stdout.flush()
 """
 
 
