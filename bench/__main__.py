@@ -1,28 +1,52 @@
 """The command line of the benchmarks."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
 
-parser = argparse.ArgumentParser(prog="python -m bench", description="Correctness, then times.")
-commands = parser.add_subparsers(dest="command", required=True)
-gpu = commands.add_parser("gpu", help="every kernel on this machine's GPU")
-gpu.add_argument("--dry", action="store_true", help="walk the same path on the CPU, small sizes")
-cpu = commands.add_parser("cpu", help="the fused step against diffusers, torch.compile and a copy")
-for command in (gpu, cpu):
-    command.add_argument("--json", type=Path, help="the record's file, instead of bench/results/")
+import torch
 
 
-def main() -> int:
-    options = parser.parse_args()
-    if options.command == "gpu":
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Correctness, then times, of every op and loop. Other commands: python -m "
+        "bench gpu, python -m bench report; each has its own --help.",
+    )
+    parser.add_argument(
+        "--op", action="append", metavar="NAME", help="this entry only (repeatable)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, action="append", help="on the CPU: 1 and all cores")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds, minutes")
+    parser.add_argument("--json", type=Path, help="the record's file, instead of bench/results/")
+    parser.add_argument("--base", metavar="REV", help="compare with the library of that revision")
+    return parser
+
+
+def main(given: list[str]) -> int:
+    if given[:1] == ["gpu"]:
         from .gpu import main
 
-        return main(options.dry, options.json)
-    from .cpu import main
+        return main(given[1:])
+    if given[:1] == ["report"]:
+        from .report import main
 
-    return main(options.json)
+        return main(given[1:])
+    parser = arguments()
+    options = parser.parse_args(given)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU, and PyTorch sees none")
+    if options.base:
+        from .base import compare
+
+        return compare(options.base, given)
+    from .run import run
+
+    return run(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -38,7 +38,7 @@ from fastdiff.training.quality import (
     paired_error,
 )
 
-from .timing import RESULTS, ROOT
+from .record import RESULTS, ROOT
 
 JSON, PAGE = RESULTS / "claims-pndm.json", ROOT / "docs" / "claims" / "pndm.md"
 WORK = ROOT / "runs" / "claims-pndm"
@@ -232,7 +232,7 @@ class Plan:
     steps: tuple[int, int] = (20, 50)
     ddim: tuple[int, int, int] = (50, 250, 1000)
     budgets: tuple[int, ...] = (21, 49)
-    images: int = 1000
+    images: int = 5000
     draws: int = 200
 
 

@@ -34,7 +34,7 @@ struct Sum {
   }
 };
 
-constexpr int64_t kAhead = 256;  // elements
+constexpr int64_t kAhead = 512;  // elements
 
 // to[begin, end) = sum, U vectors V a turn (V is S itself for a tail). Returns where less than a turn was left.
 template <class V, int U, class S>

@@ -1,0 +1,224 @@
+"""The one way everything is measured: gates, then each case against its baselines.
+
+In one process and one run: our call, its baselines and a copy of as many bytes take turns in random
+order over buffers that together span more than any cache. A ratio is the median, over the rounds of
+a group of calls that were timed the same way at the same time, of their time over ours.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from .record import Record
+from .registry import Call, Case, Entry, relative_error
+from .timing import Seconds, interleaved, quantiles, ratio, replayed
+
+OURS, COPY = "fastdiff", "copy"
+FOOTPRINT = 600 << 20  # bytes that one round of buffers spans on the CPU
+MOST_SETS = 16
+AGREEMENT = 1e-4  # relative; a baseline further away computes something else
+
+
+def run_entries(
+    entries: Iterable[Entry],
+    record: Record,
+    device: torch.device,
+    *,
+    quick: bool,
+    threads: Iterable[int],
+    say: Callable[[str], None],
+    deadline: float = float("inf"),
+) -> bool:
+    """Gates and times of all entries into the record, which is written after each case.
+
+    Returns whether every gate was green. `deadline`: of time.monotonic(); no case starts after it.
+    """
+    green = True
+    for entry in entries:
+        if why := entry.lacks():
+            record.data["skipped"][entry.name] = why
+            say(f"\n{entry.name}: {why}")
+            continue
+        if entry.name not in record.data["gates"]:
+            record.data["gates"][entry.name] = list(entry.gates(device, quick))
+            record.write()
+        red = [gate for gate in record.data["gates"][entry.name] if not gate["ok"]]
+        number = len(record.data["gates"][entry.name])
+        say(f"\n{entry.name}: {number - len(red)} of {number} gates green")
+        if red:
+            green = False
+            for gate in red:
+                say(f"  RED {gate}")
+            say("  no times")
+            continue
+        for case in entry.cases(device, quick):
+            for count in threads:
+                name = f"{entry.name} {case.name}" + (
+                    f" threads={count}" if device.type == "cpu" else ""
+                )
+                if name in record.data["cases"]:
+                    continue
+                if time.monotonic() > deadline:
+                    say("  out of time; run the same command again to go on")
+                    return green
+                row = measure(case, device, quick=quick, threads=count)
+                record.data["cases"][name] = {"entry": entry.name, "kind": entry.kind, **row}
+                record.write()
+                say(line(name, row))
+    record.data["complete"] = True
+    record.write()
+    return green
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """A case in one line."""
+    parts = [f"  {name:52} {row['p50_us']:10.1f} us"]
+    if "of_copy" in row:
+        parts.append(f"{row['gbytes_per_s']:6.1f} GB/s {row['of_copy']:4.0%} of copy")
+    parts += [f"{name} {ratio:.2f}x" for name, ratio in row["over_ours"].items()]
+    return "  ".join(parts)
+
+
+def measure(case: Case, device: torch.device, *, quick: bool, threads: int) -> dict[str, Any]:
+    """Times and facts of one case; `over_ours`: a baseline's median over ours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            return _measure(case, device, quick, threads)
+    finally:
+        torch.set_num_threads(before)
+        torch.compiler.reset()
+        gc.collect()
+
+
+def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    sets = _sets(case, device)
+    made = {name: b for name, b in case.baselines.items() if not b.lacks(device, quick)}
+    skipped = {n: why for n, b in case.baselines.items() if (why := b.lacks(device, quick))}
+    _same_results(case, made)
+    buffers = [case.inputs(i) for i in range(sets)]
+    calls: dict[str, Call] = {OURS: case.ours(buffers)}
+    first_us = {OURS: _once(calls[OURS], device)}
+    for name, baseline in made.items():
+        calls[name] = baseline.make(buffers)
+        first_us[name] = _once(calls[name], device)
+    budget = 3.0 if quick else 5.0
+    groups: dict[str, Seconds] = {}
+    apart = [n for n, b in made.items() if b.apart and not on_gpu]
+    beside = [n for n in made if n not in apart]
+    pick = lambda names: {n: calls[n] for n in (OURS, *names)}
+    if on_gpu and case.capturable:
+        together = [n for n in beside if made[n].capturable]
+        groups["replayed"] = replayed(pick(together) | _copy(case, sets, device), sets, budget)
+        beside = [n for n in beside if n not in together]
+    if not groups or beside:
+        copy = {} if groups else _copy(case, sets, device)
+        groups["call to return"] = interleaved(pick(beside) | copy, sets, budget, device)
+    if apart:
+        groups["beside compiled code"] = interleaved(pick(apart), sets, budget, device)
+
+    first = next(iter(groups.values()))
+    row: dict[str, Any] = {
+        "row": case.row,
+        "shape": case.shape,
+        **case.settings,
+        **({} if on_gpu else {"threads": threads}),
+        **quantiles(first[OURS]),
+        "over_ours": {
+            name: ratio(taken, seconds[OURS])
+            for seconds in groups.values()
+            for name, taken in seconds.items()
+            if name not in (OURS, COPY)
+        },
+        "buffers": sets,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "launches": _launches(calls[OURS], device),
+        "peak_bytes": {name: _peak(call, device) for name, call in calls.items()},
+        "first_call_ms": {name: us / 1e3 for name, us in first_us.items()},
+        "rounds": {group: len(seconds[OURS]) for group, seconds in groups.items()},
+        "times": {
+            group: {name: quantiles(taken) for name, taken in seconds.items()}
+            for group, seconds in groups.items()
+        },
+        "skipped": skipped,
+    }
+    if COPY in first:
+        row["gbytes_per_s"] = case.bytes / row["p50_us"] / 1e3
+        row["of_copy"] = ratio(first[COPY], first[OURS])
+    return row
+
+
+def _sets(case: Case, device: torch.device) -> int:
+    """Buffer sets: together beyond the caches, as far as memory and time allow."""
+    if not case.bytes:
+        return 2
+    span = FOOTPRINT
+    if device.type == "cuda":
+        span = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    return max(2, min(MOST_SETS, -(-span // case.bytes)))
+
+
+def _copy(case: Case, sets: int, device: torch.device) -> dict[str, Call]:
+    """`Tensor.copy_` that moves as many bytes as the case."""
+    if not case.bytes:
+        return {}
+    pairs = [torch.randn(2, case.bytes // 8, device=device).unbind() for _ in range(sets)]
+    return {COPY: lambda i: pairs[i][0].copy_(pairs[i][1])}
+
+
+def _same_results(case: Case, baselines: dict[str, Any]) -> None:
+    """Every baseline that says so makes what we make of the same buffers."""
+    ours = case.ours([case.inputs(0)])(0)
+    for name, baseline in baselines.items():
+        if baseline.agrees and not baseline.apart:
+            theirs = baseline.make([case.inputs(0)])(0)
+            error = relative_error(theirs, ours)
+            if not error <= AGREEMENT:
+                raise AssertionError(f"{case.name}: {name} differs from ours by {error:.1e}")
+
+
+def _once(call: Call, device: torch.device) -> float:
+    """Microseconds of the first call, compilation included."""
+    start = time.perf_counter()
+    call(0)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e6
+
+
+def _launches(call: Call, device: torch.device) -> int:
+    """On a GPU the kernels of one call, on the CPU its operators (those not inside another)."""
+    kind = "CUDA" if device.type == "cuda" else "CPU"
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as run:
+        call(0)
+    events = run.events()
+    if kind == "CUDA":
+        return sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    return sum(e.cpu_parent is None and "::" in e.name for e in events)
+
+
+def _peak(call: Call, device: torch.device) -> int:
+    """Bytes that one call holds at most beyond what was there."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(0)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as run:
+        call(0)
+    held, most = 0, 0
+    for event in run.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most

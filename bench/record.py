@@ -1,0 +1,109 @@
+"""A run's record: what it was taken on, written after every case, taken up again where it broke off."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff import _ext
+from fastdiff.machine import cpu_model
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+SAME = ("schema", "device", "cpu", "torch", "triton", "commit", "quick", "dry", "threads")
+SCHEMA = 2
+
+
+class Record:
+    """A JSON file that is valid at every moment.
+
+    An unfinished file of the same machine, code and settings is gone on with; any other one at the
+    same path is begun anew.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {**head, "gates": {}, "skipped": {}, "cases": {}}
+        self.resumed = False
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        if isinstance(before, dict) and not before.get("complete") and all(
+            before.get(key) == head.get(key) for key in SAME
+        ):  # fmt: skip
+            self.data, self.resumed = before, True
+
+    def write(self) -> None:
+        """To a temporary name, then renamed."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+        temporary.replace(self.path)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers are taken on and with."""
+    import triton
+
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "device": "cpu",
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "extension": _ext.build_info() or _ext.reason,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        record["device"] = properties.name
+        record["multiprocessors"] = properties.multi_processor_count
+        record["l2_bytes"] = properties.L2_cache_size
+        record["cuda"] = torch.version.cuda
+        record["driver"] = _first_line(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        )
+    return record
+
+
+def result_path(device: torch.device) -> Path:
+    """bench/results/<device>-<today>.json"""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
+
+
+def latest(name: str) -> Path | None:
+    """The newest committed result of a device: its file names end in a date."""
+    found = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+    return found[-1] if found else None
+
+
+def commit() -> str:
+    """The checked-out commit, and whether what is measured has been changed since."""
+    head = _first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    sources = ("fastdiff", "kernels", "csrc", "setup.py", "bench")
+    changed = _first_line("git", "-C", str(ROOT), "status", "--porcelain", "--", *sources,
+                          ":(exclude)bench/results")  # fmt: skip
+    return f"{head}, with changes" if head and changed else head or "unknown"
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""

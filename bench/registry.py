@@ -1,0 +1,144 @@
+"""What is measured: one entry for each op of `fastdiff.ops` and for each loop.
+
+An entry names its gates and its cases; the harness (measure.py) does the rest the same way for all.
+To add one: a file in bench/entries/ with an `ENTRY`, and a line at the end of this one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[[int], Any]  # one run on the buffers of that number
+Gate = dict[str, Any]  # what was compared, and "ok"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another way to what a case computes, in its strongest form.
+
+    Attributes:
+        make: from the buffer sets to the call. Imports what it needs.
+        needs: the module it comes from; where that is absent the baseline is skipped with a word.
+        apart: timed in a group of its own, beside ours only: compiled code on the CPU brings a
+            second pool of spinning threads, which would slow down whatever runs after it.
+        capturable: whether it can be captured into a CUDA graph (it never reads from the host).
+        agrees: whether its result must be ours on the same buffers (a scheduler that keeps its own
+            time cannot be held to that; its entry has a gate instead).
+        devices: the kinds of device it is for.
+        quick: whether --quick has time for it.
+    """
+
+    make: Callable[[Sequence[Any]], Call]
+    needs: str = ""
+    apart: bool = False
+    capturable: bool = True
+    agrees: bool = True
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    quick: bool = True
+
+    def lacks(self, device: torch.device, quick: bool) -> str:
+        """Why it cannot be timed here; "" where it can."""
+        if device.type not in self.devices:
+            return f"for {' and '.join(self.devices)} only"
+        if quick and not self.quick:
+            return "left out by --quick"
+        return absent(self.needs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of calling the thing, at one size.
+
+    Attributes:
+        row, shape, settings: what is called; together its name.
+        inputs: the buffers of one set, random by their number.
+        ours: from the buffer sets to fastdiff's call, which returns its result.
+        bytes: moved to and from memory, every operand once; 0 for loops, whose network moves more.
+        flops: arithmetic on image elements.
+        capturable: as a baseline's.
+    """
+
+    row: str
+    shape: tuple[int, ...]
+    inputs: Callable[[int], Any]
+    ours: Callable[[Sequence[Any]], Call]
+    bytes: int
+    flops: int
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    capturable: bool = True
+
+    @property
+    def name(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return " ".join([self.row, size, *(f"{k}={v}" for k, v in self.settings.items())])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An op or a loop.
+
+    Attributes:
+        name: its name on the command line (--op) and in the JSON.
+        kind: "op" or "loop".
+        covers: the public names of `fastdiff.ops` that it measures.
+        gates: comparisons with references that come first; a red one and no time is taken.
+        cases: what is timed, in order of worth; fewer of them for --quick.
+        needs: the module without which nothing of it runs; then it is left out with a word.
+    """
+
+    name: str
+    kind: str
+    covers: tuple[str, ...]
+    gates: Callable[[torch.device, bool], Iterable[Gate]]
+    cases: Callable[[torch.device, bool], Iterable[Case]]
+    needs: str = ""
+
+    def lacks(self) -> str:
+        """Why it cannot be run here; "" where it can."""
+        return absent(self.needs)
+
+
+def absent(module: str) -> str:
+    """A sentence where a module of the bench extra is not installed, else ""."""
+    if not module or importlib.util.find_spec(module):
+        return ""
+    return f"{module} is not installed: pip install '.[bench]'"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the README or the docs that compares: what it rests on must be measured."""
+
+    sentence: str
+    entry: str
+    row: str
+    baseline: str
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
+    found, wanted = (t.detach().cpu().double() for t in (found, wanted))
+    return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
+
+
+def entries() -> tuple[Entry, ...]:
+    """All entries, in order of worth."""
+    from .entries import initial_noise, multistep_step, pipeline, solver_loop
+
+    return (multistep_step.ENTRY, initial_noise.ENTRY, solver_loop.ENTRY, pipeline.ENTRY)
+
+
+CLAIMS = (
+    Claim("faster than diffusers' PNDM step", "multistep_step", "plms", "diffusers PNDM"),
+    Claim("faster than diffusers' UniPC step", "multistep_step", "unipc", "diffusers UniPC"),
+    Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
+    Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
+    Claim("a whole pipeline", "pipeline", "ddim", "diffusers DDIMPipeline"),
+)
