@@ -22,7 +22,7 @@ lint: $(VENV)/.tests
 	$(BIN)/mypy
 
 bench: $(VENV)/.tests  ## this machine's numbers, as ratios within one run
-	$(BIN)/python -m bench cpu
+	$(BIN)/python -m bench
 
 cuda-check: $(VENV)/.cuda  ## compile every kernel for sm_80, sm_90 and sm_100; no GPU needed
 	$(BIN)/python -m bench.aot

@@ -8,6 +8,7 @@ a group of calls that were timed the same way at the same time, of their time ov
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from .record import Record
 from .registry import Call, Case, Entry, relative_error
 from .timing import Seconds, interleaved, quantiles, ratio, replayed
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints at every start
 
 OURS, COPY = "fastdiff", "copy"
 FOOTPRINT = 600 << 20  # bytes that one round of buffers spans on the CPU
@@ -99,7 +102,7 @@ def measure(case: Case, device: torch.device, *, quick: bool, threads: int) -> d
 
 def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
-    sets = _sets(case, device)
+    sets = sets_for(case, device)
     made = {name: b for name, b in case.baselines.items() if not b.lacks(device, quick)}
     skipped = {n: why for n, b in case.baselines.items() if (why := b.lacks(device, quick))}
     _same_results(case, made)
@@ -109,7 +112,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
     for name, baseline in made.items():
         calls[name] = baseline.make(buffers)
         first_us[name] = _once(calls[name], device)
-    budget = 3.0 if quick else 5.0
+    budget = budget_s(quick)
     groups: dict[str, Seconds] = {}
     apart = [n for n, b in made.items() if b.apart and not on_gpu]
     beside = [n for n in made if n not in apart]
@@ -156,7 +159,12 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
     return row
 
 
-def _sets(case: Case, device: torch.device) -> int:
+def budget_s(quick: bool) -> float:
+    """Seconds for a group of calls that take turns."""
+    return 3.0 if quick else 5.0
+
+
+def sets_for(case: Case, device: torch.device) -> int:
     """Buffer sets: together beyond the caches, as far as memory and time allow."""
     if not case.bytes:
         return 2

@@ -1,4 +1,4 @@
-"""A run's record: what it was taken on, written after every case, taken up again where it broke off."""
+"""A run's record: what it was taken on, written after every case, gone on with if it broke off."""
 
 from __future__ import annotations
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+
+import fastdiff
 
 from .measure import run_entries
 from .record import Record, machine, result_path
@@ -26,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
         "command": "python -m bench" + " --quick" * options.quick,
         "quick": options.quick,
         "threads": threads,
+        "library": str(Path(fastdiff.__file__).resolve().parent),
         **machine(device),
     }
     if options.op:

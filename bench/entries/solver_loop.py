@@ -1,4 +1,4 @@
-"""A whole sampling loop around a network that costs next to nothing: what the solver itself costs."""
+"""A whole sampling loop around a network that costs next to nothing: the solver's own cost."""
 
 from __future__ import annotations
 

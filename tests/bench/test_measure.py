@@ -1,0 +1,153 @@
+"""The harness: gates before times, resuming, and what a ratio is."""
+
+import json
+
+import pytest
+import torch
+
+from bench import measure, timing
+from bench.entries import multistep_step
+from bench.record import Record
+from bench.registry import Baseline, Case, Entry
+
+CPU = torch.device("cpu")
+
+
+def doubling(sets):
+    return lambda i: sets[i] * 2
+
+
+def case(row, **baselines):
+    return Case(row, (64,), lambda i: torch.full((64,), float(i + 1)), doubling, 512, 64, baselines)
+
+
+def entry(*cases, ok=True):
+    return Entry("toy", "op", (), lambda *_: [{"case": "toy", "ok": ok}], lambda *_: cases)
+
+
+def run(tmp_path, *entries, commit="abc", said=None, **options):
+    record = Record(tmp_path / "run.json", {"commit": commit, "device": "cpu"})
+    lines = [] if said is None else said
+    green = measure.run_entries(
+        entries, record, CPU, quick=True, threads=[1], say=lines.append, **options
+    )
+    return green, json.loads((tmp_path / "run.json").read_text()), record
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(timing, "WARM_S", 0.0)
+    monkeypatch.setattr(measure, "budget_s", lambda quick: 0.0)
+    monkeypatch.setattr(measure, "FOOTPRINT", 2048)
+
+
+def test_a_case_gets_times_ratios_and_facts(tmp_path):
+    twice = Baseline(lambda sets: lambda i: sets[i] + sets[i])
+    green, data, _ = run(tmp_path, entry(case("a", sum=twice)))
+    row = data["cases"]["toy a 64 threads=1"]
+    assert green and data["complete"]
+    assert row["p20_us"] <= row["p50_us"] <= row["p80_us"]
+    assert set(row["over_ours"]) == {"sum"} and set(row["first_call_ms"]) == {"fastdiff", "sum"}
+    assert row["launches"] == 1 and 256 <= row["peak_bytes"]["fastdiff"] < 300
+    assert row["gbytes_per_s"] == pytest.approx(512 / row["p50_us"] / 1e3)
+    assert set(row["times"]["call to return"]) == {"fastdiff", "sum", "copy"}
+
+
+def test_a_red_gate_prints_no_number(tmp_path):
+    said = []
+    green, data, _ = run(tmp_path, entry(case("a"), ok=False), said=said)
+    assert not green and not data["cases"]
+    assert any("RED" in line for line in said) and not any(" us" in line for line in said)
+
+
+def test_a_wrong_kernel_turns_its_gate_red(monkeypatch, tmp_path):
+    real = multistep_step.multistep_step_unchecked
+
+    def wrong(slots, *rest):
+        real(slots, *rest)
+        slots[-1] *= 1 + 1e-5
+
+    monkeypatch.setattr(multistep_step, "multistep_step_unchecked", wrong)
+    green, data, _ = run(tmp_path, multistep_step.ENTRY)
+    assert not green and not data["cases"]
+    assert sum(not gate["ok"] for gate in data["gates"]["multistep_step"]) > 50
+
+
+def test_a_baseline_that_computes_something_else_is_refused(tmp_path):
+    wrong = Baseline(lambda sets: lambda i: sets[i] * 2.001)
+    with pytest.raises(AssertionError, match="thrice differs from ours"):
+        run(tmp_path, entry(case("a", thrice=wrong)))
+
+
+def test_a_cut_run_leaves_valid_json_and_is_gone_on_with(tmp_path, monkeypatch):
+    measured, real = [], measure.measure
+
+    def dies_at_b(case, *rest, **options):
+        measured.append(case.row)
+        if case.row == "b" and measured.count("b") == 1:
+            raise KeyboardInterrupt
+        return real(case, *rest, **options)
+
+    monkeypatch.setattr(measure, "measure", dies_at_b)
+    toy = entry(case("a"), case("b"), case("c"))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, toy)
+    cut = json.loads((tmp_path / "run.json").read_text())
+    assert list(cut["cases"]) == ["toy a 64 threads=1"] and "complete" not in cut
+    _, data, record = run(tmp_path, toy)
+    assert record.resumed and measured == ["a", "b", "b", "c"] and data["complete"]
+    assert data["cases"]["toy a 64 threads=1"] == cut["cases"]["toy a 64 threads=1"]
+
+
+@pytest.mark.parametrize("why", ["another commit", "complete", "not JSON", "none"])
+def test_only_an_unfinished_record_of_the_same_code_is_gone_on_with(tmp_path, why):
+    path = tmp_path / "run.json"
+    before = {"commit": "abc", "device": "cpu", "gates": {}, "skipped": {}, "cases": {"x": {}}}
+    if why == "another commit":
+        path.write_text(json.dumps(before | {"commit": "def"}))
+    elif why == "complete":
+        path.write_text(json.dumps(before | {"complete": True}))
+    elif why == "not JSON":
+        path.write_text("{")
+    record = Record(path, {"commit": "abc", "device": "cpu"})
+    assert not record.resumed and not record.data["cases"]
+
+
+def test_no_case_starts_after_the_deadline(tmp_path):
+    said = []
+    green, data, _ = run(tmp_path, entry(case("a")), said=said, deadline=0.0)
+    assert green and not data["cases"] and "complete" not in data and "out of time" in said[-1]
+
+
+def test_a_skipped_baseline_is_recorded_with_its_word(tmp_path):
+    absent = Baseline(lambda sets: 1 / 0, "a_module_nobody_has")
+    _, data, _ = run(tmp_path, entry(case("a", rival=absent)))
+    row = data["cases"]["toy a 64 threads=1"]
+    assert "a_module_nobody_has is not installed" in row["skipped"]["rival"]
+    assert not row["over_ours"]
+
+
+def test_threads_are_put_back(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    run(tmp_path, entry(case("a")))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_a_ratio_survives_a_machine_that_slows_down():
+    ours = [1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0]
+    assert timing.ratio([2 * t for t in ours], ours) == 2.0
+
+
+def test_rounds_take_every_call_once_and_rotate_the_buffers():
+    seen = {"a": [], "b": []}
+    calls = {name: lambda i, name=name: seen[name].append(i) for name in seen}
+    seconds = timing.interleaved(calls, 3, 0.0, CPU, least=6)
+    assert len(seconds["a"]) == len(seconds["b"]) == 6
+    assert seen["a"][-6:] == seen["b"][-6:] == [0, 1, 2, 0, 1, 2]
+
+
+def test_quantiles_in_microseconds():
+    found = timing.quantiles([k * 1e-6 for k in range(11)])
+    assert found == pytest.approx({"p20_us": 2.0, "p50_us": 5.0, "p80_us": 8.0})

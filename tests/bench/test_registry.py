@@ -1,0 +1,50 @@
+"""The registry: nothing public goes unmeasured, and bytes are those of the launch."""
+
+import pytest
+import torch
+
+import fastdiff
+from bench import registry
+from bench.entries import multistep_step
+
+CPU = torch.device("cpu")
+NOT_OPS = {"allocate_slots", "multistep_step_ref"}  # a buffer; the definition
+
+
+def test_every_op_has_an_entry():
+    covered = {name for entry in registry.entries() for name in entry.covers}
+    assert covered == set(fastdiff.ops.__all__) - NOT_OPS
+
+
+@pytest.mark.parametrize("claim", registry.CLAIMS, ids=lambda claim: claim.sentence)
+def test_every_public_claim_has_its_baseline(claim):
+    (entry,) = (e for e in registry.entries() if e.name == claim.entry)
+    cases = [case for case in entry.cases(CPU, False) if case.row == claim.row]
+    assert cases and all(claim.baseline in case.baselines for case in cases)
+
+
+def test_names_of_cases_are_their_own():
+    for entry in registry.entries():
+        for quick in (False, True):
+            names = [case.name for case in entry.cases(CPU, quick)]
+            assert len(names) == len(set(names)) > 0
+
+
+@pytest.mark.parametrize("row, passes", [("copy", 2), ("ddim", 3), ("plms", 7), ("unipc", 8)])
+def test_bytes_are_those_of_every_operand_once(row, passes):
+    shape = (2, 3, 8, 8)
+    assert multistep_step.moved_bytes(multistep_step.ROWS[row], shape) == passes * 4 * 384
+
+
+def test_bytes_under_guidance_and_in_sixteen_bits():
+    row = multistep_step.ROWS["plms guided bf16"]
+    assert multistep_step.moved_bytes(row, (2, 3, 8, 8)) == (6 * 4 + (2 + 2) * 2) * 384
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it():
+    word = registry.absent("a_module_nobody_has")
+    assert "a_module_nobody_has is not installed" in word and ".[bench]" in word
+    baseline = registry.Baseline(lambda sets: None, "a_module_nobody_has", devices=("cuda",))
+    assert baseline.lacks(CPU, False) == "for cuda only"
+    assert baseline.lacks(torch.device("cuda"), False) == word
+    assert not registry.absent("torch") and not registry.absent("")
