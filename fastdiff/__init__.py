@@ -18,7 +18,8 @@ from fastdiff.prediction import PREDICTIONS, Prediction  # noqa: E402
 from fastdiff.sampler import Progress, Sampler  # noqa: E402
 from fastdiff.schedule import NoiseSchedule  # noqa: E402
 from fastdiff.solvers import build_tableau, register_solver, solver_names  # noqa: E402
-from fastdiff.tableau import Form, Stage, Tableau, Trace, Write  # noqa: E402
+from fastdiff.tableau import Stage, Tableau, Write  # noqa: E402
+from fastdiff.trace import Form, Trace  # noqa: E402
 
 __all__ = [
     "PREDICTIONS",

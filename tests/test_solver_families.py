@@ -28,7 +28,7 @@ from fastdiff import (
 from fastdiff.solvers import adams, compat, pndm, unipc
 from fastdiff.solvers.lagrange import lagrange_means
 from fastdiff.solvers.registry import get_solver
-from fastdiff.tableau import Trace
+from fastdiff.trace import Trace
 from tests import orders
 from tests.oracles import as_denoiser, run_rows
 from tests.test_tableau import NOISE, SCHEDULES, STAGE_NOISE, check

@@ -11,7 +11,7 @@ import torch
 from fastdiff import NoiseSchedule, Sampler, build_tableau, register_solver, solver_names
 from fastdiff.solvers import pndm, registry
 from fastdiff.solvers.registry import get_solver
-from fastdiff.tableau import Form, Trace, trace
+from fastdiff.trace import Form, Trace, trace
 from tests import orders
 from tests.oracles import MILD, Gaussian, Mixture, as_denoiser
 

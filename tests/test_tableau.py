@@ -26,7 +26,7 @@ from fastdiff import (
     solver_names,
 )
 from fastdiff.solvers.registry import get_solver
-from fastdiff.tableau import trace
+from fastdiff.trace import trace
 from tests.oracles import COMPARISONS, ODE_SOLVERS, as_denoiser, run_rows, textbook
 
 LINEAR = NoiseSchedule.linear_beta()

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from fastdiff.prediction import Prediction, prediction
 from fastdiff.schedule import NoiseSchedule
-from fastdiff.tableau import Form, Tableau, trace
+from fastdiff.tableau import Tableau
+from fastdiff.trace import Form, trace
 
 SolverFunction = TypeVar("SolverFunction", bound=Callable[..., Form])
 

@@ -21,7 +21,7 @@ import torch
 
 from fastdiff import NoiseSchedule, Sampler, build_tableau, register_solver
 from fastdiff.solvers import registry
-from fastdiff.tableau import Form, Trace
+from fastdiff.trace import Form, Trace
 from tests.oracles import Gaussian
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)))
