@@ -16,6 +16,13 @@ def improved_euler(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, For
     return trace.transfer(x, (d + ahead) / 2, t, u), d
 
 
+def heun_step(trace: Trace, x: Form, t: float, u: float) -> Form:
+    """`improved_euler` where it can be taken; Euler to the clean image and over a leap."""
+    if trace.is_clean(u) or trace.is_leap(t, u):
+        return trace.transfer(x, trace.net(x, t), t, u)
+    return improved_euler(trace, x, t, u)[0]
+
+
 @solver("heun")
 def heun(trace: Trace) -> Form:
     """Heun's second-order method in sigma / alpha (Karras et al. 2022, alg. 1, without churn).
@@ -25,8 +32,5 @@ def heun(trace: Trace) -> Form:
     """
     x = trace.x
     for t, u in trace.intervals:
-        if trace.is_clean(u) or trace.is_leap(t, u):
-            x = trace.transfer(x, trace.net(x, t), t, u)
-        else:
-            x, _ = improved_euler(trace, x, t, u)
+        x = heun_step(trace, x, t, u)
     return x

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.registry import solver
-from fastdiff.solvers.runge_kutta import improved_euler
+from fastdiff.solvers.runge_kutta import heun_step
 from fastdiff.trace import Form, Trace
 
 
@@ -74,10 +74,7 @@ def heun_churn(
     x = trace.x
     for t, u in trace.intervals:
         x, t = _churned(trace, x, t, churn, s_min, s_max, s_noise)
-        if trace.is_clean(u) or trace.is_leap(t, u):
-            x = trace.transfer(x, trace.net(x, t), t, u)
-        else:
-            x, _ = improved_euler(trace, x, t, u)
+        x = heun_step(trace, x, t, u)
     return x
 
 
