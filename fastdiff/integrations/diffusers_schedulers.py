@@ -1,0 +1,353 @@
+"""diffusers' schedulers with a fused `step`: the same classes, constructors, configs and results.
+
+    from fastdiff.integrations.diffusers_schedulers import PNDMScheduler
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+
+Each is a subclass of the stock class under the stock name, so saved configs load in stock diffusers
+and the other way round. `step` is one launch where the stock step is linear, else the stock step;
+`scheduler.describe()` counts both. The first step of a kind is traced from the stock code
+(linear_step.py), at about the cost of a stock step; a later one finds its plan by the scheduler's
+own state: numbers by value, tables by identity. Equal tables of a new run are therefore made the
+same object in `set_timesteps`.
+
+Nothing inside a planned `step` waits for the device, given timesteps of the scheduler's own: their
+values are known on the host. Steps keep no state of their own beyond the stock attributes; `clone`
+gives another request a scheduler that shares the plans.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fastdiff.integrations.linear_step import (
+    Form,
+    NoiseAsForms,
+    NotLinear,
+    Plan,
+    PlanMaker,
+    Source,
+)
+
+# Attributes in which stock schedulers keep tensors of the sample's shape.
+HISTORY = ("model_outputs", "last_sample", "ets", "cur_sample", "cur_model_output", "sample",
+           "prev_derivative")  # fmt: skip
+BACKENDS = ("cpu", "cuda")
+MOST_PLANS = 8192  # of a scheduler: eight runs of 1000 steps
+
+S = TypeVar("S", bound="FusedStep")
+
+
+class _Fusion:
+    """What a scheduler's clones share: plans, known tables, counts."""
+
+    def __init__(self) -> None:
+        self.plans: dict[Any, Plan | str] = {}
+        self.tables: dict[Any, tuple[Any, int]] = {}  # by content, with their version
+        self.times: dict[int, tuple[Tensor, list[float]]] = {}  # a timesteps table on the host
+        self.counts: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+
+    def known(self, name: str, table: Tensor | np.ndarray) -> Any:
+        """The first table of this content, under this attribute and on this device."""
+        host = table.detach().cpu().numpy() if isinstance(table, Tensor) else table
+        place = str(table.device) if isinstance(table, Tensor) else ""
+        key = name, place, str(host.dtype), host.shape, host.tobytes()
+        found, version = self.tables.get(key, (None, 0))
+        if found is None or _version(found) != version:  # written to since
+            found = table
+            self.tables[key] = found, _version(found)
+        if name == "timesteps" and isinstance(found, Tensor):
+            self.times[id(found)] = found, host.tolist()
+        return found
+
+
+def _version(table: Any) -> int:
+    return table._version if isinstance(table, Tensor) else 0
+
+
+class FusedStep:
+    """A stock scheduler whose linear steps are single launches. Mixed in before the stock class."""
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
+        self._know_tables()
+
+    def describe(self) -> dict[str, Any]:
+        """How many steps were fused, which stayed with the stock class and why, what was read.
+
+        host_reads: timesteps that were read back from the device because they were not the
+        scheduler's own, with their number.
+        """
+        fusion = _fusion(self)
+        fused, stock = fusion.counts["fused"], dict(fusion.counts)
+        stock.pop("fused", None)
+        return {
+            "scheduler": type(self).__name__,
+            "fused_steps": fused,
+            "stock_steps": stock,
+            "plans": sum(isinstance(plan, Plan) for plan in fusion.plans.values()),
+            "host_reads": dict(fusion.reads),
+        }
+
+    def clone(self: S) -> S:
+        """Another scheduler in the same state, for a request of its own; the plans are shared."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                setattr(other, name, list(value))
+        return other
+
+    def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        own = {k: v for k, v in vars(self).items() if k != "_fusion"}
+        vars(other).update(copy.deepcopy(own, memo))
+        return other
+
+    def __reduce__(self) -> Any:
+        own = {k: v for k, v in vars(self).items() if k != "_fusion"}
+        return _rebuild, (type(self).__name__, own)
+
+    def _know_tables(self) -> None:
+        fusion = _fusion(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, np.ndarray)) and name not in HISTORY:
+                vars(self)[name] = fusion.known(name, value)
+
+
+def _rebuild(name: str, state: dict[str, Any]) -> Any:
+    other = object.__new__(globals()[name])
+    vars(other).update(state)
+    return other
+
+
+def _fusion(scheduler: Any) -> _Fusion:
+    own = vars(scheduler)
+    if "_fusion" not in own:
+        own["_fusion"] = _Fusion()
+    return own["_fusion"]
+
+
+def fused(stock_step: Callable[..., Any]) -> Callable[..., Any]:
+    """A stock step as a method that launches its plan."""
+    signature = inspect.signature(stock_step)
+    names = list(signature.parameters)[1:]
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+    @functools.wraps(stock_step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fusion = _fusion(self)
+        given = defaults | dict(zip(names, args, strict=False)) | kwargs
+        try:
+            if len(given) != len(names):
+                raise NotLinear("the arguments are not those of the stock step")  # which says so
+            call = _Call(self, fusion, stock_step, given)
+            plan = fusion.plans.get(call.key)
+            if plan is None:
+                self._know_tables()  # set by other ways than set_timesteps
+                call = _Call(self, fusion, stock_step, given)
+                plan = fusion.plans.get(call.key)
+            if plan is None:
+                if len(fusion.plans) >= MOST_PLANS:
+                    fusion.plans.clear()
+                plan = fusion.plans[call.key] = call.trace()
+            if isinstance(plan, str):
+                raise NotLinear(plan)
+        except NotLinear as why:
+            fusion.counts[str(why)] += 1
+            return stock_step(self, *args, **kwargs)
+        call.draw(plan.noise)
+        output, kept = plan.run(call.find, call.output.device)
+        vars(self).update(kept)
+        fusion.counts["fused"] += 1
+        return output
+
+    return step
+
+
+class _Call:
+    """One call of `step`: its tensors, its other arguments, and the key that finds its plan."""
+
+    def __init__(
+        self, scheduler: Any, fusion: _Fusion, stock_step: Callable[..., Any], given: dict[str, Any]
+    ) -> None:
+        self.scheduler, self.fusion, self.stock_step = scheduler, fusion, stock_step
+        output, sample = given.get("model_output"), given.get("sample")
+        if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
+            raise NotLinear("model_output and sample are not both tensors")
+        self.output, self.sample, self.drawn = output, sample, list[Tensor]()
+        self.generator = given.get("generator")
+        self.sources: dict[Source, Tensor] = {
+            ("given", "sample"): sample,
+            ("given", "model_output"): output,
+        }
+        self.given = given
+        numbers: list[Any] = []  # of the key
+        for name, value in given.items():
+            if isinstance(value, Tensor) and name not in ("timestep", "sample", "model_output"):
+                self.sources["given", name] = value
+                numbers.append((name, value.dtype))
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                numbers.append((name, value))
+            elif name not in ("timestep", "sample", "model_output", "generator"):
+                raise NotLinear(f"{name} is a {type(value).__name__}")
+        self.time = self._time(given["timestep"]) if "timestep" in given else None
+        self.holds: list[Any] = []
+        state = [self._state(name, value) for name, value in vars(scheduler).items()
+                 if name != "_fusion"]  # fmt: skip
+        for tensor in self.sources.values():
+            if tensor.shape != sample.shape or not tensor.is_floating_point():
+                raise NotLinear("a tensor is not of the sample's shape, or of whole numbers")
+            if tensor.device != sample.device or tensor.device.type not in BACKENDS:
+                raise NotLinear(f"tensors on {tensor.device} and {sample.device}")
+            if tensor.requires_grad and torch.is_grad_enabled():
+                raise NotLinear("gradients are asked for")
+        if torch.compiler.is_compiling():
+            raise NotLinear("the step is inside torch.compile")
+        self.key = (
+            stock_step.__name__, self.time, type(given.get("timestep")), output.dtype, sample.dtype,
+            self.generator is None, tuple(numbers), tuple(state),
+        )  # fmt: skip
+
+    def _state(self, name: str, value: Any) -> Any:
+        """An attribute's part of the key; tensors of the sample's kind become sources."""
+        if name in HISTORY:
+            if isinstance(value, Tensor):
+                self.sources["held", name] = value
+                return name, value.dtype
+            if isinstance(value, list):
+                for place, part in enumerate(value):
+                    if isinstance(part, Tensor):
+                        self.sources["held", name, place] = part
+                return name, tuple(getattr(part, "dtype", None) for part in value)
+        if isinstance(value, Tensor):
+            self.holds.append(value)  # so that the identity stays its own
+            return name, id(value), value._version
+        if isinstance(value, list):
+            simple = all(isinstance(v, (bool, int, float, str, type(None))) for v in value)
+            return name, tuple(value) if simple else len(value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return name, value
+        self.holds.append(value)
+        return name, id(value)
+
+    def _time(self, timestep: Any) -> float:
+        """The timestep as a number; nothing waits for a device if it is one of the scheduler's."""
+        if not isinstance(timestep, Tensor):
+            return timestep
+        if timestep.numel() != 1:
+            raise NotLinear("a timestep for each sample")
+        table = getattr(self.scheduler, "timesteps", None)
+        if isinstance(table, Tensor) and id(table) in self.fusion.times:
+            known, values = self.fusion.times[id(table)]
+            same = timestep.untyped_storage().data_ptr() == known.untyped_storage().data_ptr()
+            if same and known.is_contiguous() and timestep.dtype == known.dtype:
+                return values[timestep.storage_offset() - known.storage_offset()]
+        if timestep.device.type != "cpu":
+            self.fusion.reads["timestep"] += 1
+        return timestep.item()
+
+    def find(self, source: Source) -> Tensor:
+        if source[0] == "noise":
+            return self.drawn[source[1]]
+        return self.sources[source]
+
+    def draw(self, dtypes: list[torch.dtype]) -> None:
+        """Noise as the stock step draws it: the same generators, the same order."""
+        for dtype in dtypes:
+            self.drawn.append(
+                randn_tensor(
+                    self.output.shape,
+                    generator=self.generator,
+                    device=self.output.device,
+                    dtype=dtype,
+                )  # fmt: skip
+            )
+
+    def trace(self) -> Plan | str:
+        """Run the stock step on symbols, on a copy of the scheduler; or why it is not linear."""
+        shadow, shape = copy.copy(self.scheduler), self.sample.shape
+        forms = {s: Form({s: 1.0}, shape, t.dtype) for s, t in self.sources.items()}
+        state = vars(shadow)
+        for name, value in state.items():
+            if name in HISTORY and isinstance(value, Tensor):
+                state[name] = forms["held", name]
+            elif isinstance(value, list):
+                state[name] = [forms.get(("held", name, i), part) for i, part in enumerate(value)]
+            elif isinstance(value, Tensor) and value.device.type != "cpu":
+                state[name] = value.cpu()
+        before = {k: list(v) if isinstance(v, list) else v for k, v in state.items()}
+        given = {name: forms.get(("given", name), value) for name, value in self.given.items()}
+        if "generator" in given and ("given", "variance_noise") not in forms:
+            given["generator"] = None  # nothing is drawn
+        if isinstance(given.get("timestep"), Tensor):
+            given["timestep"] = torch.tensor(self.time, dtype=given["timestep"].dtype)
+        try:
+            with NoiseAsForms(shape) as noise:
+                result = self.stock_step(shadow, **given)
+            fields, make = _fields(result)
+            maker = PlanMaker({s: t.dtype for s, t in self.sources.items()})
+            results = [maker.held(form) for form in fields]
+            kept = {
+                name: maker.value(value)
+                for name, value in vars(shadow).items()
+                if name != "_fusion" and not (name in before and _same(value, before[name]))
+            }
+            return maker.plan(results, make, kept, noise.dtypes, tuple(self.holds))
+        except NotLinear as why:
+            return str(why)
+
+
+def _same(value: Any, before: Any) -> bool:
+    """Whether an attribute still holds the very same things."""
+    if isinstance(value, list) and isinstance(before, list):
+        return len(value) == len(before) and all(map(_same, value, before))
+    return value is before or (type(value) is type(before) and isinstance(value, (int, float, str))
+                               and value == before)  # fmt: skip
+
+
+def _fields(result: Any) -> tuple[list[Form], Callable[..., Any]]:
+    """The forms of a step's result, and what makes such a result of tensors."""
+    if isinstance(result, tuple):
+        fields, make = list(result), lambda *tensors: tensors
+    else:
+        names, kind = list(result.keys()), type(result)
+        fields = [result[name] for name in names]
+        make = lambda *tensors: kind(**dict(zip(names, tensors, strict=True)))
+    if not all(isinstance(f, Form) for f in fields):
+        raise NotLinear("the result holds more than samples")
+    return fields, make
+
+
+def _fused_class(stock: type, *steps: str) -> Any:
+    """The subclass under the stock name, with these methods fused."""
+    methods = {name: fused(getattr(stock, name)) for name in steps or ("step",)}
+    # The stock module's name: pipelines save a scheduler by it, and then load without this package.
+    own = {"__module__": stock.__module__, "__doc__": stock.__doc__}
+    return type(stock.__name__, (FusedStep, stock), own | methods)
+
+
+PNDMScheduler = _fused_class(diffusers.PNDMScheduler, "step_prk", "step_plms")
+DDIMScheduler = _fused_class(diffusers.DDIMScheduler)
+DDPMScheduler = _fused_class(diffusers.DDPMScheduler)
+DPMSolverMultistepScheduler = _fused_class(diffusers.DPMSolverMultistepScheduler)
+UniPCMultistepScheduler = _fused_class(diffusers.UniPCMultistepScheduler)
+DEISMultistepScheduler = _fused_class(diffusers.DEISMultistepScheduler)
+EulerDiscreteScheduler = _fused_class(diffusers.EulerDiscreteScheduler)
+HeunDiscreteScheduler = _fused_class(diffusers.HeunDiscreteScheduler)
+ScoreSdeVeScheduler = _fused_class(diffusers.ScoreSdeVeScheduler, "step_pred", "step_correct")
