@@ -79,10 +79,6 @@ def _version(table: Any) -> int:
 class FusedStep:
     """A stock scheduler whose linear steps are single launches. Mixed in before the stock class."""
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-        self._know_tables()
-
     def describe(self) -> dict[str, Any]:
         """How many steps were fused, which stayed with the stock class and why, what was read.
 
@@ -102,10 +98,11 @@ class FusedStep:
 
     def clone(self: S) -> S:
         """Another scheduler in the same state, for a request of its own; the plans are shared."""
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, list):
-                setattr(other, name, list(value))
+        _fusion(self)  # made now, so that it is shared
+        other = object.__new__(type(self))
+        vars(other).update(
+            (k, list(v) if isinstance(v, list) else v) for k, v in vars(self).items()
+        )
         return other
 
     def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
@@ -226,15 +223,11 @@ class _Call:
 
     def _state(self, name: str, value: Any) -> Any:
         """An attribute's part of the key; tensors of the sample's kind become sources."""
-        if name in HISTORY:
-            if isinstance(value, Tensor):
-                self.sources["held", name] = value
-                return name, value.dtype
-            if isinstance(value, list):
-                for place, part in enumerate(value):
-                    if isinstance(part, Tensor):
-                        self.sources["held", name, place] = part
-                return name, tuple(getattr(part, "dtype", None) for part in value)
+        if name in HISTORY and isinstance(value, Tensor):
+            return name, self._held(("held", name), value)
+        if name in HISTORY and isinstance(value, list):
+            held = [self._held(("held", name, place), part) for place, part in enumerate(value)]
+            return name, tuple(held)
         if isinstance(value, Tensor):
             self.holds.append(value)  # so that the identity stays its own
             return name, id(value), value._version
@@ -245,6 +238,15 @@ class _Call:
             return name, value
         self.holds.append(value)
         return name, id(value)
+
+    def _held(self, source: Source, value: Any) -> Any:
+        """A kept tensor becomes a source, unless it is left over from samples of another shape."""
+        if not isinstance(value, Tensor):
+            return value
+        if value.shape != self.sample.shape:
+            return "of another shape"
+        self.sources[source] = value
+        return value.dtype
 
     def _time(self, timestep: Any) -> float:
         """The timestep as a number; nothing waits for a device if it is one of the scheduler's."""
@@ -286,7 +288,7 @@ class _Call:
         state = vars(shadow)
         for name, value in state.items():
             if name in HISTORY and isinstance(value, Tensor):
-                state[name] = forms["held", name]
+                state[name] = forms.get(("held", name), value)
             elif isinstance(value, list):
                 state[name] = [forms.get(("held", name, i), part) for i, part in enumerate(value)]
             elif isinstance(value, Tensor) and value.device.type != "cpu":
@@ -304,13 +306,17 @@ class _Call:
             maker = PlanMaker({s: t.dtype for s, t in self.sources.items()})
             results = [maker.held(form) for form in fields]
             kept = {
-                name: maker.value(value)
+                name: self._kept(name, maker.value(value))
                 for name, value in vars(shadow).items()
                 if name != "_fusion" and not (name in before and _same(value, before[name]))
             }
             return maker.plan(results, make, kept, noise.dtypes, tuple(self.holds))
         except NotLinear as why:
             return str(why)
+
+    def _kept(self, name: str, value: Any) -> Any:
+        """Small tables that a step leaves (Heun's dt) are found again by identity, too."""
+        return self.fusion.known(name, value) if isinstance(value, Tensor) else value
 
 
 def _same(value: Any, before: Any) -> bool:
@@ -334,9 +340,21 @@ def _fields(result: Any) -> tuple[list[Form], Callable[..., Any]]:
     return fields, make
 
 
-def _fused_class(stock: type, *steps: str) -> Any:
+def _tabled(stock_set: Callable[..., Any]) -> Callable[..., Any]:
+    """A stock `set_timesteps` after which equal tables are the same objects."""
+
+    @functools.wraps(stock_set)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock_set(self, *args, **kwargs)
+        self._know_tables()
+
+    return set_timesteps
+
+
+def _fused_class(stock: Any, *steps: str) -> Any:
     """The subclass under the stock name, with these methods fused."""
     methods = {name: fused(getattr(stock, name)) for name in steps or ("step",)}
+    methods["set_timesteps"] = _tabled(stock.set_timesteps)
     # The stock module's name: pipelines save a scheduler by it, and then load without this package.
     own = {"__module__": stock.__module__, "__doc__": stock.__doc__}
     return type(stock.__name__, (FusedStep, stock), own | methods)

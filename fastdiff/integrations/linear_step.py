@@ -80,6 +80,9 @@ class Form:
         # As a tensor divides: by zero is infinite, and then refused.
         return self * (1.0 / by if by else math.inf)
 
+    def __rtruediv__(self, other: Any) -> Form:
+        raise NotLinear("something is divided by a sample")
+
     def __neg__(self) -> Form:
         return self * -1.0
 
