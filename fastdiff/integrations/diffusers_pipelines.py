@@ -57,7 +57,7 @@ def accelerate_pipeline(pipe: Any, *, solver: str | None = None) -> Any:
                 f"pipe.scheduler must be one of {', '.join(sorted(TWINS))} (or give solver=); "
                 f"got {name}"
             )
-        scheduler = TWINS[name].from_config(stock.config)
+        scheduler = TWINS[name].of(stock)
     object.__setattr__(pipe, STOCK, stock)
     pipe.scheduler = scheduler
     return pipe
@@ -82,7 +82,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     (a callback changed it), that one is taken.
     """
 
-    config_name = "scheduler_config.json"
+    config_name: Any = "scheduler_config.json"
+    config: Any
     order = 1
 
     @register_to_config
@@ -105,6 +106,10 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.num_inference_steps: int | None = None
         self._tableau: Tableau | None = None
+        self._index: int | None = None
+        self._slots: Tensor | None = None
+        self._given: Tensor | None = None  # the sample that was returned last
+        self._version = 0
         self._begin()
 
     @classmethod
@@ -223,9 +228,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
 
     def _begin(self, first: int | None = None) -> None:
         self._first, self._index = first, None
-        self._slots: Tensor | None = None
-        self._given: Tensor | None = None
-        self._version = 0
+        self._slots = self._given = None
 
     def _build(self, steps: int | None = None, times: list[float] | None = None) -> Tableau:
         return build_tableau(

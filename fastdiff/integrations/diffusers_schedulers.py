@@ -99,11 +99,16 @@ class FusedStep:
     def clone(self: S) -> S:
         """Another scheduler in the same state, for a request of its own; the plans are shared."""
         _fusion(self)  # made now, so that it is shared
-        other = object.__new__(type(self))
-        vars(other).update(
-            (k, list(v) if isinstance(v, list) else v) for k, v in vars(self).items()
+        return type(self).of(self)
+
+    @classmethod
+    def of(cls: type[S], stock: Any) -> S:
+        """The twin of a scheduler of the stock class, in its present state."""
+        twin = object.__new__(cls)
+        vars(twin).update(
+            (k, list(v) if isinstance(v, list) else v) for k, v in vars(stock).items()
         )
-        return other
+        return twin
 
     def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
         other = object.__new__(type(self))

@@ -23,7 +23,9 @@ from fastdiff.ops import weighted_sums_unchecked
 
 MOST_OPERANDS, MOST_SUMS = 8, 3
 
-Source = tuple[Any, ...]  # ("given", argument), ("held", attribute[, place]), ("noise", number)
+# Where an operand comes from: ("given", argument), ("held", attribute[, place]), ("noise", number),
+# or a Clamped.
+Source = Any
 
 
 class NotLinear(Exception):
@@ -51,7 +53,7 @@ class Form:
     layout = torch.strided
 
     def __init__(
-        self, terms: Mapping[Source | Clamped, float], shape: torch.Size, dtype: torch.dtype
+        self, terms: Mapping[Source, float], shape: torch.Size, dtype: torch.dtype
     ) -> None:
         self.terms = {source: weight for source, weight in terms.items() if weight != 0}
         self.shape, self.dtype = shape, dtype
@@ -272,7 +274,7 @@ class Held:
     """A tensor after the step: one of the sums, or a tensor that was there before."""
 
     sum: int | None = None
-    source: Source = ()
+    source: Source = None
 
 
 class PlanMaker:
@@ -285,10 +287,11 @@ class PlanMaker:
         """Where this form's value is found after the step."""
         if len(form.terms) == 1:
             ((source, weight),) = form.terms.items()
-            if weight == 1.0 and self.dtypes.get(source) == form.dtype:
+            plain = weight == 1.0 and not isinstance(source, Clamped)
+            if plain and self.dtypes.get(source) == form.dtype:
                 return Held(source=source)
-        for number, known in enumerate(self.sums):
-            if known.terms == form.terms and known.dtype == form.dtype:
+        for number, other in enumerate(self.sums):
+            if other.terms == form.terms and other.dtype == form.dtype:
                 return Held(sum=number)
         self.sums.append(form)
         return Held(sum=len(self.sums) - 1)
@@ -306,11 +309,10 @@ class PlanMaker:
         if len(clamps) > 1:
             raise NotLinear("two samples are clamped")
         clamped = next(iter(clamps), None)
-        inside = dict(clamped.terms) if clamped else {}
-        sources: list[Source] = list(dict.fromkeys(
-            s for terms in (*(f.terms for f in self.sums), inside) for s in terms
-            if not isinstance(s, Clamped)
-        ))  # fmt: skip
+        inside: dict[Source, float] = dict(clamped.terms) if clamped else {}
+        everywhere: list[Mapping[Source, float]] = [*(form.terms for form in self.sums), inside]
+        named = (s for terms in everywhere for s in terms if not isinstance(s, Clamped))
+        sources = list(dict.fromkeys(named))
         if self.sums and not sources:
             raise NotLinear("a sum of nothing")
         if len(sources) > MOST_OPERANDS or len(self.sums) > MOST_SUMS:
