@@ -22,6 +22,7 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import diffusers
@@ -42,6 +43,7 @@ from fastdiff.integrations.linear_step import (
 # Attributes in which stock schedulers keep tensors of the sample's shape.
 HISTORY = ("model_outputs", "last_sample", "ets", "cur_sample", "cur_model_output", "sample",
            "prev_derivative")  # fmt: skip
+PLAIN = (bool, int, float, str, Tensor)  # in a key: numbers by value, tensors by identity
 BACKENDS = ("cpu", "cuda")
 MOST_PLANS = 8192  # of a scheduler: eight runs of 1000 steps
 
@@ -54,9 +56,18 @@ class _Fusion:
     def __init__(self) -> None:
         self.plans: dict[Any, Plan | str] = {}
         self.tables: dict[Any, tuple[Any, int]] = {}  # by content, with their version
-        self.times: dict[int, tuple[Tensor, list[float]]] = {}  # a timesteps table on the host
+        # A timesteps table, its values, and the bytes from one to the next.
+        self.times: dict[int, tuple[Tensor, list[float], int]] = {}
+        self.attributes: dict[tuple[str, ...], _Attributes] = {}
         self.counts: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
+
+    def find(self, call: _Call) -> Plan | str | None:
+        try:
+            return self.plans.get(call.key)
+        except TypeError:  # an attribute that was a number is now something else: sort again
+            self.attributes.clear()
+            return None
 
     def known(self, name: str, table: Tensor | np.ndarray) -> Any:
         """The first table of this content, under this attribute and on this device."""
@@ -68,12 +79,24 @@ class _Fusion:
             found = table
             self.tables[key] = found, _version(found)
         if name == "timesteps" and isinstance(found, Tensor):
-            self.times[id(found)] = found, host.tolist()
+            self.times[id(found)] = found, host.tolist(), found.stride(-1) * found.element_size()
         return found
 
 
 def _version(table: Any) -> int:
-    return table._version if isinstance(table, Tensor) else 0
+    """Of a tensor's content; inference tensors count none."""
+    return 0 if isinstance(table, np.ndarray) or table.is_inference() else table._version
+
+
+class _Attributes:
+    """A scheduler's attributes sorted by how they enter a key: by value, as samples, otherwise."""
+
+    def __init__(self, own: dict[str, Any]) -> None:
+        rest = [name for name in own if name not in HISTORY and name != "_fusion"]
+        simple = [name for name in rest if own[name] is None or isinstance(own[name], PLAIN)]
+        self.history = [name for name in own if name in HISTORY]
+        self.others = [name for name in rest if name not in simple]
+        self.plain = itemgetter(*simple, *simple[:1])  # of two at least: it returns a tuple
 
 
 class FusedStep:
@@ -156,14 +179,16 @@ def fused(stock_step: Callable[..., Any]) -> Callable[..., Any]:
         fusion = _fusion(self)
         given = defaults | dict(zip(names, args, strict=False)) | kwargs
         try:
-            if len(given) != len(names):
+            if len(given) != len(names) or (
+                kwargs and not kwargs.keys().isdisjoint(names[: len(args)])
+            ):
                 raise NotLinear("the arguments are not those of the stock step")  # which says so
             call = _Call(self, fusion, stock_step, given)
-            plan = fusion.plans.get(call.key)
+            plan = fusion.find(call)
             if plan is None:
                 self._know_tables()  # set by other ways than set_timesteps
                 call = _Call(self, fusion, stock_step, given)
-                plan = fusion.plans.get(call.key)
+                plan = fusion.find(call)
             if plan is None:
                 if len(fusion.plans) >= MOST_PLANS:
                     fusion.plans.clear()
@@ -174,8 +199,10 @@ def fused(stock_step: Callable[..., Any]) -> Callable[..., Any]:
             fusion.counts[str(why)] += 1
             return stock_step(self, *args, **kwargs)
         call.draw(plan.noise)
-        output, kept = plan.run(call.find, call.output.device)
-        vars(self).update(kept)
+        output, kept = plan.run(call.sources, call.output.device)
+        own = vars(self)
+        own.update(plan.constants)
+        own.update(kept)
         fusion.counts["fused"] += 1
         return output
 
@@ -192,98 +219,102 @@ class _Call:
         output, sample = given.get("model_output"), given.get("sample")
         if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
             raise NotLinear("model_output and sample are not both tensors")
-        self.output, self.sample, self.drawn = output, sample, list[Tensor]()
-        self.generator = given.get("generator")
+        self.output, self.sample = output, sample
+        self.shape, self.generator, self.given = sample.shape, given.get("generator"), given
         self.sources: dict[Source, Tensor] = {
             ("given", "sample"): sample,
             ("given", "model_output"): output,
         }
-        self.given = given
-        numbers: list[Any] = []  # of the key
+        options: list[Any] = []
         for name, value in given.items():
-            if isinstance(value, Tensor) and name not in ("timestep", "sample", "model_output"):
+            if name in ("timestep", "sample", "model_output", "generator"):
+                continue
+            if isinstance(value, Tensor):
                 self.sources["given", name] = value
-                numbers.append((name, value.dtype))
-            elif value is None or isinstance(value, (bool, int, float, str)):
-                numbers.append((name, value))
-            elif name not in ("timestep", "sample", "model_output", "generator"):
+                value = value.dtype
+            elif not (value is None or isinstance(value, PLAIN)):
                 raise NotLinear(f"{name} is a {type(value).__name__}")
-        self.time = self._time(given["timestep"]) if "timestep" in given else None
-        self.holds: list[Any] = []
-        state = [self._state(name, value) for name, value in vars(scheduler).items()
-                 if name != "_fusion"]  # fmt: skip
+            options.append(value)
+        timestep = given.get("timestep")
+        self.time = self._time(timestep)
+        self.key = (
+            stock_step.__name__, self.time, type(timestep), output.dtype, sample.dtype,
+            self.generator is None, *options, self._state(),
+        )  # fmt: skip
+        self._check()
+
+    def _check(self) -> None:
+        shape, device, grad = self.shape, self.sample.device, torch.is_grad_enabled()
         for tensor in self.sources.values():
-            if tensor.shape != sample.shape or not tensor.is_floating_point():
+            if tensor.shape != shape or not tensor.dtype.is_floating_point:
                 raise NotLinear("a tensor is not of the sample's shape, or of whole numbers")
-            if tensor.device != sample.device or tensor.device.type not in BACKENDS:
-                raise NotLinear(f"tensors on {tensor.device} and {sample.device}")
-            if tensor.requires_grad and torch.is_grad_enabled():
+            if tensor.device != device:
+                raise NotLinear(f"tensors on {tensor.device} and {device}")
+            if grad and tensor.requires_grad:
                 raise NotLinear("gradients are asked for")
+        if device.type not in BACKENDS:
+            raise NotLinear(f"tensors on {device}")
         if torch.compiler.is_compiling():
             raise NotLinear("the step is inside torch.compile")
-        self.key = (
-            stock_step.__name__, self.time, type(given.get("timestep")), output.dtype, sample.dtype,
-            self.generator is None, tuple(numbers), tuple(state),
-        )  # fmt: skip
 
-    def _state(self, name: str, value: Any) -> Any:
-        """An attribute's part of the key; tensors of the sample's kind become sources."""
-        if name in HISTORY and isinstance(value, Tensor):
-            return name, self._held(("held", name), value)
-        if name in HISTORY and isinstance(value, list):
-            held = [self._held(("held", name, place), part) for place, part in enumerate(value)]
-            return name, tuple(held)
-        if isinstance(value, Tensor):
-            self.holds.append(value)  # so that the identity stays its own
-            return name, id(value), value._version
-        if isinstance(value, list):
-            simple = all(isinstance(v, (bool, int, float, str, type(None))) for v in value)
-            return name, tuple(value) if simple else len(value)
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return name, value
-        self.holds.append(value)
-        return name, id(value)
+    def _state(self) -> Any:
+        """The scheduler's part of the key; tensors of the sample's kind become sources."""
+        own = vars(self.scheduler)
+        names = tuple(own)
+        sorted_ = self.fusion.attributes.get(names)
+        if sorted_ is None:
+            sorted_ = self.fusion.attributes[names] = _Attributes(own)
+        state: list[Any] = [names, *(values := sorted_.plain(own))]
+        state += [_version(value) for value in values if type(value) is Tensor]
+        for name in sorted_.history:
+            value = own[name]
+            if isinstance(value, list):
+                state += [len(value)]
+                state += [self._held(("held", name, i), part) for i, part in enumerate(value)]
+            else:
+                state.append(self._held(("held", name), value))
+        self.holds = [own[name] for name in sorted_.others]  # identities stay their own
+        for value in self.holds:
+            if isinstance(value, list):
+                simple = all(v is None or isinstance(v, PLAIN[:-1]) for v in value)
+                state.append(tuple(value) if simple else len(value))
+            else:
+                state.append(id(value))
+        return tuple(state)
 
     def _held(self, source: Source, value: Any) -> Any:
         """A kept tensor becomes a source, unless it is left over from samples of another shape."""
         if not isinstance(value, Tensor):
             return value
-        if value.shape != self.sample.shape:
+        if value.shape != self.shape:
             return "of another shape"
         self.sources[source] = value
         return value.dtype
 
-    def _time(self, timestep: Any) -> float:
+    def _time(self, timestep: Any) -> Any:
         """The timestep as a number; nothing waits for a device if it is one of the scheduler's."""
         if not isinstance(timestep, Tensor):
             return timestep
         if timestep.numel() != 1:
             raise NotLinear("a timestep for each sample")
-        table = getattr(self.scheduler, "timesteps", None)
-        if isinstance(table, Tensor) and id(table) in self.fusion.times:
-            known, values = self.fusion.times[id(table)]
-            same = timestep.untyped_storage().data_ptr() == known.untyped_storage().data_ptr()
-            if same and known.is_contiguous() and timestep.dtype == known.dtype:
-                return values[timestep.storage_offset() - known.storage_offset()]
+        table = vars(self.scheduler).get("timesteps")
+        if id(table) in self.fusion.times:
+            known, values, size = self.fusion.times[id(table)]
+            place = timestep.data_ptr() - known.data_ptr()
+            if timestep.dtype == known.dtype and 0 <= place < size * len(values):
+                return values[place // size]
         if timestep.device.type != "cpu":
             self.fusion.reads["timestep"] += 1
         return timestep.item()
 
-    def find(self, source: Source) -> Tensor:
-        if source[0] == "noise":
-            return self.drawn[source[1]]
-        return self.sources[source]
-
     def draw(self, dtypes: list[torch.dtype]) -> None:
         """Noise as the stock step draws it: the same generators, the same order."""
-        for dtype in dtypes:
-            self.drawn.append(
-                randn_tensor(
-                    self.output.shape,
-                    generator=self.generator,
-                    device=self.output.device,
-                    dtype=dtype,
-                )  # fmt: skip
+        for number, dtype in enumerate(dtypes):
+            self.sources["noise", number] = randn_tensor(
+                self.output.shape,
+                generator=self.generator,
+                device=self.output.device,
+                dtype=dtype,
             )
 
     def trace(self) -> Plan | str:

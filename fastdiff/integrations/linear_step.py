@@ -219,54 +219,51 @@ class Plan:
         sources: where the operands come from.
         weights: [sums, operands (+ 1 for the clamped one)], float64 on the host.
         dtypes: of the sums.
+        dtype: of the arithmetic: float64 where an operand is.
         clamp: (lowest, highest, weights of the operands) or None.
         noise: dtypes of the noise to draw, in order.
         results: for each field of the output, the source or the number of the sum that it is.
         output: makes the output object of the fields.
-        kept: what the scheduler holds afterwards: attribute -> value, with `Held` for tensors.
+        kept: attributes that hold tensors afterwards: `Held`, or lists with some.
+        constants: attributes that hold anything else.
     """
 
     sources: list[Source]
     weights: list[list[float]]
     dtypes: list[torch.dtype]
+    dtype: torch.dtype
     clamp: tuple[float, ...] | None
     noise: list[torch.dtype]
     results: list[Held]
     output: Callable[..., Any]
     kept: dict[str, Any]
+    constants: dict[str, Any]
     holds: tuple[Any, ...] = ()  # what the plan was found by, kept alive
-    uploaded: dict[Any, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    uploaded: dict[torch.device, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def run(self, find: Callable[[Source], Tensor], device: torch.device) -> tuple[Any, Any]:
-        """Launch; returns the output object and the attributes to be set."""
-        operands = [find(source) for source in self.sources]
-        exact = any(t.dtype == torch.float64 for t in operands)
+    def run(self, tensors: Mapping[Source, Tensor], device: torch.device) -> tuple[Any, Any]:
+        """Launch; returns the output object and the tensor attributes to be set."""
         sums: list[Tensor] = []
         if self.weights:
-            weights, clamp = self._on(device, torch.float64 if exact else torch.float32)
+            weights, clamp = self.uploaded.get(device) or self._upload(device)
+            operands = [tensors[source] for source in self.sources]
             sums = weighted_sums_unchecked(operands, weights, self.dtypes, clamp)
-
-        def tensor(held: Held) -> Tensor:
-            return sums[held.sum] if held.sum is not None else find(held.source)
 
         def value(kept: Any) -> Any:
             if isinstance(kept, Held):
-                return tensor(kept)
+                return tensors[kept.source] if kept.sum is None else sums[kept.sum]
             return [value(part) for part in kept] if isinstance(kept, list) else kept
 
-        output = self.output(*map(tensor, self.results))
+        output = self.output(*map(value, self.results))
         return output, {name: value(kept) for name, kept in self.kept.items()}
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        key = device, dtype
-        if key not in self.uploaded:
-            clamp = None if self.clamp is None else torch.tensor(self.clamp, dtype=dtype)
-            weights = torch.tensor(self.weights, dtype=dtype)
-            self.uploaded[key] = (
-                weights.to(device),
-                None if clamp is None else clamp.to(device),
-            )
-        return self.uploaded[key]
+    def _upload(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        weights = torch.tensor(self.weights, dtype=self.dtype).to(device)
+        clamp = None
+        if self.clamp is not None:
+            clamp = torch.tensor(self.clamp, dtype=self.dtype).to(device)
+        self.uploaded[device] = weights, clamp
+        return weights, clamp
 
 
 @dataclass(frozen=True)
@@ -324,5 +321,18 @@ class PlanMaker:
             clamp = (clamped.lowest, clamped.highest, *(inside.get(s, 0.0) for s in sources))
         if not all(map(math.isfinite, [w for row in (*weights, clamp or ()) for w in row])):
             raise NotLinear("a coefficient is not finite")
-        dtypes = [form.dtype for form in self.sums]
-        return Plan(sources, weights, dtypes, clamp, noise, results, output, kept, holds)
+        exact = torch.float64 in {*(self.dtypes.get(s) for s in sources), *noise}
+        moving = {name for name, value in kept.items() if isinstance(value, (Held, list))}
+        return Plan(
+            sources=sources,
+            weights=weights,
+            dtypes=[form.dtype for form in self.sums],
+            dtype=torch.float64 if exact else torch.float32,
+            clamp=clamp,
+            noise=noise,
+            results=results,
+            output=output,
+            kept={name: value for name, value in kept.items() if name in moving},
+            constants={name: value for name, value in kept.items() if name not in moving},
+            holds=holds,
+        )
