@@ -20,3 +20,19 @@ def plms_step(
     e1, e2, e3 = past
     mixed = (1 / 24) * (55 * output - 59 * e1 + 37 * e2 - 9 * e3)  # 8 operations, 19 passes
     return a * x - c * mixed / d  # 4 operations, 9 passes
+
+
+def clipped_ddim_step(
+    x: Tensor,
+    output: Tensor,
+    alpha: float,
+    sigma: float,
+    alpha_next: float,
+    sigma_next: float,
+) -> Tensor:
+    """diffusers' DDIMScheduler with clip_sample and eta 0: 7 operations, 16 passes over an image.
+
+    x' = alpha' clamp((x - sigma F) / alpha, -1, 1) + sigma' F, all [B, ...].
+    """
+    x0 = ((x - sigma * output) / alpha).clamp(-1, 1)  # 4 operations, 9 passes
+    return alpha_next * x0 + sigma_next * output  # 3 operations, 7 passes

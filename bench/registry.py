@@ -130,9 +130,23 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
-    from .entries import initial_noise, multistep_step, pipeline, solver_loop
+    from .entries import (
+        initial_noise,
+        multistep_step,
+        pipeline,
+        scheduler_step,
+        solver_loop,
+        weighted_sums,
+    )
 
-    return (multistep_step.ENTRY, initial_noise.ENTRY, solver_loop.ENTRY, pipeline.ENTRY)
+    return (
+        multistep_step.ENTRY,
+        weighted_sums.ENTRY,
+        initial_noise.ENTRY,
+        solver_loop.ENTRY,
+        scheduler_step.ENTRY,
+        pipeline.ENTRY,
+    )
 
 
 CLAIMS = (
@@ -140,5 +154,6 @@ CLAIMS = (
     Claim("faster than diffusers' UniPC step", "multistep_step", "unipc", "diffusers UniPC"),
     Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
     Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
+    Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
     Claim("a whole pipeline", "pipeline", "ddim", "diffusers DDIMPipeline"),
 )

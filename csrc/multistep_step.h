@@ -2,11 +2,9 @@
 // The operation itself is defined in fastdiff/ops/multistep_step.py.
 #pragma once
 
-#include <cstdint>
+#include "common.h"
 
 namespace fastdiff {
-
-enum class Type { f64, f32, f16, bf16 };
 
 constexpr int kMaxReads = 16;
 constexpr int kMaxWrites = 3;
@@ -37,10 +35,7 @@ struct MultistepStep {
   bool stream;                   // bypass the caches where a slot is written and not read
 };
 
-// Work is cut into chunks of this many elements, so that a chunk's operands stay in the first cache; a sample owns
-// ceil(elements / kChunk) of them.
-constexpr int64_t kChunk = 512;
-
+// The last chunk of a sample may be shorter.
 inline int64_t chunks_per_sample(const MultistepStep& step) {
   return (step.elements + kChunk - 1) / kChunk;
 }
@@ -48,8 +43,6 @@ inline int64_t chunks_per_sample(const MultistepStep& step) {
 namespace cpu {
 // Runs the chunks [begin, end) of batch * chunks_per_sample(step). Ranges may run in parallel.
 void multistep_step(const MultistepStep& step, int64_t begin, int64_t end);
-// The instruction set in use: "baseline", "avx2" or "avx512" (FASTDIFF_CPU_TARGET may ask for less than there is).
-const char* target();
 }  // namespace cpu
 
 }  // namespace fastdiff

@@ -5,8 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "multistep_step.h"
+#include "weighted_sums.h"
 
 namespace {
 
@@ -19,7 +21,7 @@ fastdiff::Type type_of(const Tensor& tensor) {
     case ScalarType::Float: return fastdiff::Type::f32;
     case ScalarType::Half: return fastdiff::Type::f16;
     case ScalarType::BFloat16: return fastdiff::Type::bf16;
-    default: STD_TORCH_CHECK(false, "multistep_step takes float64, float32, float16 and bfloat16 tensors");
+    default: STD_TORCH_CHECK(false, "fastdiff takes float64, float32, float16 and bfloat16 tensors");
   }
 }
 
@@ -101,6 +103,38 @@ void multistep_step(
       0, chunks, grain, [&](int64_t begin, int64_t end) { fastdiff::cpu::multistep_step(step, begin, end); });
 }
 
+fastdiff::Array array_of(const Tensor& tensor) { return {tensor.data_ptr(), type_of(tensor)}; }
+
+void weighted_sums(
+    std::vector<Tensor> operands, Tensor weights, std::optional<Tensor> clamp, std::vector<Tensor> results) {
+  const int64_t count = operands.size(), width = count + (clamp ? 1 : 0);
+  STD_TORCH_CHECK(
+      count >= 1 && count <= fastdiff::kMaxOperands && !results.empty() && results.size() <= fastdiff::kMaxSums &&
+          weights.numel() == static_cast<int64_t>(results.size()) * width && (!clamp || clamp->numel() == 2 + count),
+      "weighted_sums: weights must hold a number for each result and operand");
+  fastdiff::WeightedSums sums{};
+  sums.elements = results[0].numel();
+  if (sums.elements == 0) return;
+  int64_t bytes = 0;
+  const auto add = [&](fastdiff::Array* arrays, int& number, const Tensor& tensor) {
+    STD_TORCH_CHECK(tensor.numel() == sums.elements, "weighted_sums: operands and results must have one shape");
+    arrays[number] = array_of(tensor);
+    bytes += sums.elements * fastdiff::size_of(arrays[number++].type);
+  };
+  for (const Tensor& operand : operands) add(sums.operand, sums.operands, operand);
+  for (const Tensor& result : results) add(sums.result, sums.sums, result);
+  sums.is_double = type_of(weights) == fastdiff::Type::f64;
+  sums.weights = weights.data_ptr();
+  if (clamp) sums.clamp = clamp->data_ptr();
+  sums.stream = bytes > kStreamBytes;
+  torch::stable::parallel_for(
+      0, fastdiff::chunks(sums), kElementsPerThread / fastdiff::kChunk,
+      [&](int64_t begin, int64_t end) { fastdiff::cpu::weighted_sums(sums, begin, end); });
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { library.impl("multistep_step", TORCH_BOX(&multistep_step)); }
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+  library.impl("multistep_step", TORCH_BOX(&multistep_step));
+  library.impl("weighted_sums", TORCH_BOX(&weighted_sums));
+}

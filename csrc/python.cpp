@@ -1,7 +1,7 @@
 // fastdiff._C: importing it registers the operators of ops.cpp; build_info() says how they were built.
 #include <pybind11/pybind11.h>
 
-#include "multistep_step.h"
+#include "common.h"
 
 PYBIND11_MODULE(_C, module) {
   module.def("build_info", [] {
@@ -9,7 +9,7 @@ PYBIND11_MODULE(_C, module) {
     info["compiler"] = __VERSION__;
     info["torch_target"] = FASTDIFF_TORCH_TARGET;
     info["cuda"] = FASTDIFF_CUDA_VERSION;
-    info["cpu_target"] = fastdiff::cpu::target();
+    info["cpu_target"] = fastdiff::cpu::target_name();
     return info;
   });
 }

@@ -44,16 +44,7 @@ def stock(device: torch.device, batch: int, steps: int) -> Callable[[Sequence[Te
     def make(noises: Sequence[Tensor]) -> Call:
         import diffusers
 
-        pipeline = diffusers.DDIMPipeline(unet(device), scheduler())
-        pipeline.set_progress_bar_config(disable=True)
-
-        def call(i: int) -> Any:
-            generator = torch.Generator(device).manual_seed(i)
-            return pipeline(
-                batch, generator, num_inference_steps=steps, output_type="np", return_dict=False
-            )[0]
-
-        return call
+        return _piped(diffusers.DDIMPipeline(unet(device), scheduler()), device, batch, steps)
 
     return make
 
@@ -116,6 +107,32 @@ def graphed(prepare: Callable[[torch.nn.Module], Any]) -> Callable[[torch.nn.Mod
     return make
 
 
+def accelerated(device: torch.device, batch: int, steps: int) -> Callable[..., Call]:
+    """The stock pipeline after `fastdiff.accelerate`: only its scheduler is ours."""
+
+    def make(noises: Sequence[Tensor]) -> Call:
+        import diffusers
+
+        import fastdiff
+
+        pipeline = diffusers.DDIMPipeline(unet(device), scheduler())
+        return _piped(fastdiff.accelerate(pipeline), device, batch, steps)
+
+    return make
+
+
+def _piped(pipeline: Any, device: torch.device, batch: int, steps: int) -> Call:
+    pipeline.set_progress_bar_config(disable=True)
+
+    def call(i: int) -> Any:
+        generator = torch.Generator(device).manual_seed(i)
+        return pipeline(
+            batch, generator, num_inference_steps=steps, output_type="np", return_dict=False
+        )[0]
+
+    return call
+
+
 def ours(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
     def make(noises: Sequence[Tensor]) -> Call:
         network = plain(unet(device))
@@ -150,6 +167,9 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             baselines={
                 "diffusers DDIMPipeline": Baseline(
                     stock(device, batch, steps), capturable=False, agrees=False
+                ),
+                "accelerate(DDIMPipeline)": Baseline(
+                    accelerated(device, batch, steps), capturable=False, agrees=False
                 ),
                 "stock loop": Baseline(stepped(device, steps, plain), capturable=False),
                 "stock loop, compiled network": Baseline(

@@ -1,124 +1,6 @@
-// The kernel, compiled once per instruction set: multistep_step.cpp includes this file in a namespace of its own with
-//   FASTDIFF_TARGET        the function attribute that selects the instruction set
-//   FASTDIFF_VECTOR_BYTES  the width of its registers
-// No include guard, and no includes here.
+// The kernel, compiled once per instruction set by every_target.h. No include guard, and no includes here.
 
-template <class S>
-struct Vector {
-  typedef S Type __attribute__((vector_size(FASTDIFF_VECTOR_BYTES)));
-};
-
-template <class V, class S>
-FASTDIFF_TARGET inline V load(const S* from) {
-  V value;
-  memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class V, class S>
-FASTDIFF_TARGET inline void store(S* to, V value) {
-  memcpy(to, &value, sizeof value);
-}
-
-// A weighted sum of arrays. Terms with a zero weight, or without an operand, are left out: nothing reads them.
-template <class S>
-struct Sum {
-  int terms = 0;
-  S weight[kMaxReads + 3];
-  const S* operand[kMaxReads + 3];
-
-  FASTDIFF_TARGET void add(S by, const S* what) {
-    if (by == 0 || !what) return;
-    weight[terms] = by;
-    operand[terms++] = what;
-  }
-};
-
-constexpr int64_t kAhead = 512;  // elements
-
-// to[begin, end) = sum, U vectors V a turn (V is S itself for a tail). Returns where less than a turn was left.
-template <class V, int U, class S>
-FASTDIFF_TARGET inline int64_t evaluate(const Sum<S>& sum, S* to, int64_t begin, int64_t end) {
-  constexpr int lanes = sizeof(V) / sizeof(S);
-  int64_t i = begin;
-  for (; i + U * lanes <= end; i += U * lanes) {
-    V total[U] = {};
-    for (int t = 0; t < sum.terms; ++t) {
-      const S* const operand = sum.operand[t] + i;
-      // One load instruction serves every operand, so the processor sees no stream to prefetch; this keeps it ahead.
-      for (int u = 0; u < U; ++u) __builtin_prefetch(operand + kAhead + u * lanes, 0, 2);
-      for (int u = 0; u < U; ++u) total[u] = total[u] + sum.weight[t] * load<V>(operand + u * lanes);
-    }
-    for (int u = 0; u < U; ++u) store(to + i + u * lanes, total[u]);
-  }
-  return i;
-}
-
-template <class S>
-FASTDIFF_TARGET __attribute__((noinline)) void evaluate(const Sum<S>& sum, S* to, int64_t count) {
-  const int64_t done = evaluate<typename Vector<S>::Type, 4>(sum, to, 0, count);
-  evaluate<S, 1>(sum, to, done, count);
-}
-
-// Past the caches, if `to` is aligned.
-template <class S>
-FASTDIFF_TARGET inline void copy_streaming(const S* from, S* to, int64_t count) {
-  int64_t i = 0;
-#if defined(__SSE2__)
-  constexpr int64_t lanes = FASTDIFF_VECTOR_BYTES / sizeof(S);
-  if (reinterpret_cast<uintptr_t>(to) % FASTDIFF_VECTOR_BYTES == 0) {
-    for (; i + lanes <= count; i += lanes) {
-#if FASTDIFF_VECTOR_BYTES == 64
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
-#elif FASTDIFF_VECTOR_BYTES == 32
-      _mm256_stream_si256(
-          reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
-#else
-      _mm_stream_si128(
-          reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-#endif
-    }
-  }
-#endif
-  memcpy(to + i, from + i, (count - i) * sizeof(S));
-}
-
-template <class From, class S>
-FASTDIFF_TARGET inline void widen_loop(const void* from, int64_t offset, S* to, int64_t count) {
-  const From* source = static_cast<const From*>(from) + offset;
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<S>(widen(source[i]));
-}
-
-// `count` values at from + offset as S: in place where the type is S already, else converted into the buffer.
-template <class S>
-FASTDIFF_TARGET __attribute__((noinline)) const S* view(const void* from, Type type, int64_t offset, S* buffer, int64_t count) {
-  if (type == (sizeof(S) == 8 ? Type::f64 : Type::f32)) return static_cast<const S*>(from) + offset;
-  switch (type) {
-    case Type::f64: widen_loop<double>(from, offset, buffer, count); break;
-    case Type::f32: widen_loop<float>(from, offset, buffer, count); break;
-    case Type::f16: widen_loop<Half>(from, offset, buffer, count); break;
-    case Type::bf16: widen_loop<BFloat16>(from, offset, buffer, count); break;
-  }
-  return buffer;
-}
-
-template <class To, class S>
-FASTDIFF_TARGET inline void narrow_loop(const S* from, S scale, void* to, int64_t offset, int64_t count) {
-  To* target = static_cast<To*>(to) + offset;
-  for (int64_t i = 0; i < count; ++i) narrow(scale * from[i], target[i]);
-}
-
-// to[offset...] = scale * from, as the type asks.
-template <class S>
-FASTDIFF_TARGET __attribute__((noinline)) void write_as(
-    const S* from, S scale, void* to, Type type, int64_t offset, int64_t count) {
-  switch (type) {
-    case Type::f64: return narrow_loop<double>(from, scale, to, offset, count);
-    case Type::f32: return narrow_loop<float>(from, scale, to, offset, count);
-    case Type::f16: return narrow_loop<Half>(from, scale, to, offset, count);
-    case Type::bf16: return narrow_loop<BFloat16>(from, scale, to, offset, count);
-  }
-}
+static_assert(kMaxReads + 3 <= kMaxTerms, "a sum holds every slot read, x0, the output and noise");
 
 // 4 * blocks normals of one image, from element 4 * first_block on.
 FASTDIFF_TARGET __attribute__((noinline)) void normals(
@@ -208,10 +90,7 @@ FASTDIFF_TARGET void run_chunk(
     sum.add(p, model);
     sum.add(q, slot(0));
     evaluate(sum, buffers.x0, count);
-    for (int64_t i = 0; i < count; ++i) {
-      const S above = buffers.x0[i] < lo ? lo : buffers.x0[i];
-      buffers.x0[i] = above > hi ? hi : above;
-    }
+    clamp(buffers.x0, lo, hi, count);
     x0 = buffers.x0;
   }
 
@@ -239,7 +118,7 @@ FASTDIFF_TARGET void run_chunk(
   for (int w = 0; w < writes; ++w) {
     S* const to = slot(reads + w);
     if (step.stream && !is_read[w])
-      copy_streaming(buffers.result[w], to, count);
+      copy_streaming(buffers.result[w], to, count * sizeof(S));
     else
       memcpy(to, buffers.result[w], count * sizeof(S));
   }
@@ -258,9 +137,7 @@ FASTDIFF_TARGET void run_range(const MultistepStep& step, int64_t begin, int64_t
     const int64_t rest = step.elements - start;
     run_chunk(step, sample, start, rest < kChunk ? rest : kChunk, buffers);
   }
-#if defined(__SSE2__)
-  if (step.stream) _mm_sfence();
-#endif
+  if (step.stream) finish_streaming();
 }
 
 FASTDIFF_TARGET void run(const MultistepStep& step, int64_t begin, int64_t end) {

@@ -7,6 +7,7 @@ from .multistep_step import (
     multistep_step_unchecked,
     seeded_noise,
 )
+from .weighted_sums import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 
 __all__ = [
     "allocate_slots",
@@ -14,4 +15,7 @@ __all__ = [
     "multistep_step_ref",
     "multistep_step_unchecked",
     "seeded_noise",
+    "weighted_sums",
+    "weighted_sums_ref",
+    "weighted_sums_unchecked",
 ]

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from .. import _ext
+from .common import FLOATS, clamped, product, require_dtype, require_shape
 from .philox import INITIAL_NOISE, philox_normal_ref
 
 READS = (1, 2, 4, 8, 16)
 WRITES = (1, 2, 3)
 
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _ALIGNMENT = 64  # bytes at which every slot starts
 
 
@@ -103,9 +103,7 @@ def multistep_step_ref(
     if output is not None and guidance is not None:
         uncond, cond = model.chunk(2)
         model = uncond + guidance[broadcast] * (cond - uncond)
-    x0 = _product(p, model) + _product(q, states[0])
-    x0 = torch.where(x0 < lo, lo, x0)
-    x0 = torch.where(x0 > hi, hi, x0)
+    x0 = clamped(product(p, model) + product(q, states[0]), lo, hi)
     z = slots.new_zeros(()) if noise is None else noise
     if seeds is not None and bool((weights[:, 2] != 0).any()):
         z = philox_normal_ref(seeds, math.prod(sample), stage, purpose)
@@ -115,18 +113,13 @@ def multistep_step_ref(
     for a, f, z_weight, *s in weights:
         total = torch.zeros_like(states[0])
         for weight, operand in (*zip(s, states, strict=True), (a, x0), (f, model), (z_weight, z)):
-            total = total + _product(weight, operand)
+            total = total + product(weight, operand)
         new.append(total)
     for slot, value in zip(chosen[reads:], new, strict=True):
         slots[slot].copy_(value)
     if network_input is not None:
         copies = network_input.shape[0] // max(batch, 1)
         network_input.copy_(torch.cat([c_in * new[0]] * max(copies, 1)))
-
-
-def _product(weight: Tensor, operand: Tensor) -> Tensor:
-    """weight * operand, where a zero weight hides whatever the operand holds."""
-    return weight * torch.where(weight != 0, operand, 0)
 
 
 def allocate_slots(count: int, sample: Tensor) -> Tensor:
@@ -161,9 +154,9 @@ def seeded_noise(
     seeds = torch.as_tensor(seeds, device=device)
     if seeds.numel() == 0:
         seeds = seeds.long()
-    _require_shape("seeds", seeds, tuple(shape[:1]))
-    _require_dtype("seeds", seeds, torch.int64)
-    if dtype not in _FLOATS:
+    require_shape("seeds", seeds, tuple(shape[:1]))
+    require_dtype("seeds", seeds, torch.int64)
+    if dtype not in FLOATS:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     slots = torch.empty((1, *shape), dtype=accumulate, device=seeds.device)
@@ -204,7 +197,7 @@ def _check(
         raise ValueError(f"reads must be one of {READS}, got {reads!r}")
     if writes not in WRITES:
         raise ValueError(f"writes must be one of {WRITES}, got {writes!r}")
-    _require_dtype("slots", slots, torch.float32, torch.float64)
+    require_dtype("slots", slots, torch.float32, torch.float64)
     if slots.dim() < 2:
         raise ValueError(f"slots must have the shape [S, B, ...], got {tuple(slots.shape)}")
     batch, *sample = slots.shape[1:]
@@ -226,7 +219,7 @@ def _check(
     ):
         if tensor is None:
             continue
-        _require_dtype(name, tensor, *([slots.dtype] if name == "noise" else _FLOATS))
+        require_dtype(name, tensor, *([slots.dtype] if name == "noise" else FLOATS))
         rows = {None: (batch, 2 * batch), True: (2 * batch,), False: (batch,)}[doubled]
         if tensor.dim() == 0 or tensor.shape[0] not in rows or list(tensor.shape[1:]) != sample:
             allowed = " or ".join(str((n, *sample)) for n in dict.fromkeys(rows))
@@ -246,23 +239,23 @@ def _check(
             f"network_input must not overlap itself, got strides {network_input.stride()}"
         )
 
-    _require_dtype("coefficients", coefficients, slots.dtype)
-    _require_shape(
+    require_dtype("coefficients", coefficients, slots.dtype)
+    require_shape(
         "coefficients",
         coefficients,
         (1, 5 + writes * (3 + reads)),
         (batch, 5 + writes * (3 + reads)),
     )
-    _require_dtype("index", index, torch.int32)
-    _require_shape("index", index, (2 + reads + writes,))
+    require_dtype("index", index, torch.int32)
+    require_shape("index", index, (2 + reads + writes,))
     if guidance is not None:
-        _require_dtype("guidance", guidance, slots.dtype)
-        _require_shape("guidance", guidance, (1,), (batch,))
+        require_dtype("guidance", guidance, slots.dtype)
+        require_shape("guidance", guidance, (1,), (batch,))
         if output is None:
             raise ValueError("guidance needs output, got None")
     if seeds is not None:
-        _require_dtype("seeds", seeds, torch.int64)
-        _require_shape("seeds", seeds, (batch,))
+        require_dtype("seeds", seeds, torch.int64)
+        require_shape("seeds", seeds, (batch,))
         if noise is not None:
             raise ValueError("at most one of seeds and noise may be given, got both")
     for name, tensor in (
@@ -287,21 +280,6 @@ def _check(
         for tensor in (slots, output, coefficients, guidance, noise)
     ):
         raise ValueError("multistep_step is not differentiable: call it under torch.no_grad()")
-
-
-def _require_dtype(name: str, tensor: Tensor, *allowed: torch.dtype) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in allowed:
-        raise TypeError(f"{name} must be {' or '.join(map(str, allowed))}, got {tensor.dtype}")
-
-
-def _require_shape(name: str, tensor: Tensor, *allowed: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) not in allowed:
-        raise ValueError(
-            f"{name} must have the shape {' or '.join(map(str, allowed))}, "
-            f"got {tuple(tensor.shape)}"
-        )
 
 
 def _has_strides(tensor: Tensor, strides: Sequence[int]) -> bool:

@@ -5,10 +5,10 @@ import torch
 
 import fastdiff
 from bench import registry
-from bench.entries import multistep_step
+from bench.entries import multistep_step, weighted_sums
 
 CPU = torch.device("cpu")
-NOT_OPS = {"allocate_slots", "multistep_step_ref"}  # a buffer; the definition
+NOT_OPS = {"allocate_slots", "multistep_step_ref", "weighted_sums_ref"}  # a buffer; definitions
 
 
 def test_every_op_has_an_entry():
@@ -39,6 +39,12 @@ def test_bytes_are_those_of_every_operand_once(row, passes):
 def test_bytes_under_guidance_and_in_sixteen_bits():
     row = multistep_step.ROWS["plms guided bf16"]
     assert multistep_step.moved_bytes(row, (2, 3, 8, 8)) == (6 * 4 + (2 + 2) * 2) * 384
+
+
+@pytest.mark.parametrize("row, passes", [("plms", 6), ("ddim clipped", 3)])
+def test_bytes_of_weighted_sums(row, passes):
+    shape = (2, 3, 8, 8)
+    assert weighted_sums.moved_bytes(weighted_sums.rows()[row], shape) == passes * 4 * 384
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it():

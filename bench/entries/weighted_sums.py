@@ -1,0 +1,196 @@
+"""`fastdiff.ops.weighted_sums`: steps of schedulers on the caller's tensors, into fresh ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.published import clipped_ddim_step, plms_step
+from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
+from fastdiff import NoiseSchedule
+from fastdiff.ops import weighted_sums_ref, weighted_sums_unchecked
+from fastdiff.ops.weighted_sums import MAX_OPERANDS, MAX_SUMS
+
+TIMES = (500, 480)  # a step of fifty from the middle of a run
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Row(NamedTuple):
+    """Weights of one result over x, the output and its past; clamp: the op's, or ()."""
+
+    weights: tuple[float, ...]
+    clamp: tuple[float, ...] = ()
+
+    @property
+    def operands(self) -> int:
+        return len(self.weights) - bool(self.clamp)
+
+
+@cache
+def levels() -> tuple[float, float, float, float]:
+    """alpha and sigma before and after the step."""
+    schedule = NoiseSchedule.linear_beta()
+    (alpha, sigma), (alpha_next, sigma_next) = (schedule.rates(t) for t in TIMES)
+    return alpha, sigma, alpha_next, sigma_next
+
+
+@cache
+def rows() -> dict[str, Row]:
+    """plms: 6 passes. ddim clipped: 3; x weighs in the clamped x0 alone."""
+    alpha, sigma, alpha_next, sigma_next = levels()
+    ratio = alpha_next / alpha
+    mix = (sigma_next - ratio * sigma) / 24
+    return {
+        "plms": Row((ratio, 55 * mix, -59 * mix, 37 * mix, -9 * mix)),
+        "ddim clipped": Row((0, sigma_next, alpha_next), (-1, 1, 1 / alpha, -sigma / alpha)),
+    }
+
+
+class Sums(NamedTuple):
+    """What `weighted_sums_unchecked` takes."""
+
+    operands: list[Tensor]
+    weights: Tensor
+    dtypes: list[torch.dtype]
+    clamp: Tensor | None
+
+
+def sums_of(row: Row, shape: tuple[int, ...], device: torch.device, seed: int = 0) -> Sums:
+    """A launch of the row on random float32 tensors."""
+    random = torch.Generator(device).manual_seed(seed)
+    numbers = [torch.tensor(n, dtype=torch.float32, device=device) for n in row]
+    return Sums(
+        [torch.randn(shape, generator=random, device=device) for _ in range(row.operands)],
+        numbers[0][None],
+        [torch.float32],
+        numbers[1] if row.clamp else None,
+    )
+
+
+def moved_bytes(row: Row, shape: tuple[int, ...]) -> int:
+    """Bytes of one float32 launch: every operand that a number asks for, and the result, once."""
+    factors = row.clamp[2:] or (0,) * row.operands
+    read = sum(bool(w or f) for w, f in zip(row.weights, factors, strict=False))
+    return 4 * (read + 1) * math.prod(shape)
+
+
+def flops(row: Row, shape: tuple[int, ...]) -> int:
+    """Multiplications and additions of the sums."""
+    return 2 * sum(map(bool, row.weights + row.clamp[2:])) * math.prod(shape)
+
+
+# == Correctness ===================================================================================
+
+
+def gate(sums: Sums, device: torch.device) -> Gate:
+    """One launch against the reference in the same dtypes (bits) and in float64 (error).
+
+    The float64 error may be twice that of plain PyTorch in the same dtypes, plus 1e-6.
+    """
+    operands, weights, dtypes, clamp = sums
+    there = [operand.to(device) for operand in operands]
+    limits = None if clamp is None else clamp.to(device)
+    found = [t.cpu() for t in weighted_sums_unchecked(there, weights.to(device), dtypes, limits)]
+    wanted = weighted_sums_ref(*sums)
+    wide = [operand.double() for operand in operands]
+    limits = None if clamp is None else clamp.double()
+    exact = weighted_sums_ref(wide, weights.double(), [torch.float64] * len(dtypes), limits)
+    error, allowed = (max(map(relative_error, made, exact)) for made in (found, wanted))
+    allowed = 2 * allowed + 1e-6
+    same = all(map(torch.equal, found, wanted))
+    return {"bit_equal": same, "error": error, "allowed": allowed, "ok": same and error <= allowed}
+
+
+def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
+    """The rows against the published formulas; every J x W; dtypes, layouts and odd sizes."""
+    for name, row in rows().items():
+        sums = sums_of(row, (2, 3, 16, 16), device)
+        error = relative_error(weighted_sums_unchecked(*sums)[0], BASELINES[name](sums))
+        yield {"case": f"{name} against its formula", "error": error, "ok": error <= 1e-6}
+    random = torch.Generator().manual_seed(0)
+    kinds = itertools.cycle(itertools.product(FLOATS, FLOATS))
+    shapes = itertools.cycle([(2, 5, 7, 9), (3, 4, 16, 16)] + ([] if quick else [(2, 3, 256, 256)]))
+    for count, width, clamped, precision in itertools.product(
+        range(1, MAX_OPERANDS + 1), range(1, MAX_SUMS + 1), (False, True), FLOATS[:2]
+    ):
+        (operand, result), shape = next(kinds), next(shapes)
+        tensors = [torch.randn(shape, generator=random).to(operand) for _ in range(count)]
+        if count % 2:
+            tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+        weights = torch.randn(width, count + clamped, generator=random).to(precision)
+        clamp = torch.randn(2 + count, generator=random).to(precision)
+        clamp[0], clamp[1] = -1, 1
+        sums = Sums(tensors, weights, [result] * width, clamp if clamped else None)
+        case = f"J={count} W={width} clamp={clamped} {precision} {operand} to {result} {shape}"
+        yield {"case": case, **gate(sums, device)}
+
+
+# == Ours and baselines ============================================================================
+
+
+def launched(sets: Sequence[Sums]) -> Call:
+    return lambda i: weighted_sums_unchecked(*sets[i])[0]
+
+
+def published_plms(sums: Sums) -> Tensor:
+    alpha, sigma, alpha_next, sigma_next = levels()
+    x, output, *past = sums.operands
+    ratio = alpha_next / alpha
+    return plms_step(x, output, past, ratio, ratio * sigma - sigma_next, 1.0)
+
+
+def published_ddim(sums: Sums) -> Tensor:
+    return clipped_ddim_step(*sums.operands, *levels())
+
+
+BASELINES = {"plms": published_plms, "ddim clipped": published_ddim}
+
+
+def compiled(row: Row) -> Baseline:
+    """torch.compile of the row's definition."""
+
+    def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+        return sum(w * t for w, t in zip(weights, terms, strict=True) if w)
+
+    def step(*operands: Tensor) -> Tensor:
+        terms = list(operands)
+        if row.clamp:
+            terms.append(weighted(row.clamp[2:], operands).clamp(*row.clamp[:2]))
+        return weighted(row.weights, terms)
+
+    def make(sets: Sequence[Sums]) -> Call:
+        fused = torch.compile(step, fullgraph=True, dynamic=False)
+        return lambda i: fused(*sets[i].operands)
+
+    return Baseline(make, apart=True)
+
+
+def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    sizes = [(16, 3, 256, 256), (4, 4, 64, 64), (1, 3, 32, 32)]
+    if device.type == "cuda":
+        sizes = [(64, 4, 512, 512), (16, 4, 128, 128), *sizes]
+    for shape, (name, row) in itertools.product(sizes, rows().items()):
+        published = BASELINES[name]
+        yield Case(
+            name,
+            shape,
+            inputs=lambda i, row=row, shape=shape: sums_of(row, shape, device, i),
+            ours=launched,
+            bytes=moved_bytes(row, shape),
+            flops=flops(row, shape),
+            baselines={
+                "published operations": Baseline(
+                    lambda sets, published=published: lambda i: published(sets[i])
+                ),
+                "torch.compile": compiled(row),
+            },
+        )
+
+
+ENTRY = Entry("weighted_sums", "op", ("weighted_sums", "weighted_sums_unchecked"), gates, cases)
