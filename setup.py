@@ -111,7 +111,8 @@ setuptools.setup(
     packages=[*setuptools.find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff.kernels": "kernels"},
     package_data={
-        "fastdiff": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.npz"]
+        "fastdiff": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.npz"],
+        "fastdiff.kernels": ["configs/**/*.json"],
     },
     include_package_data=False,
     ext_modules=ext_modules,

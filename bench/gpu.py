@@ -1,140 +1,184 @@
-"""`python -m bench gpu`: is every kernel right on this GPU, and how near to a copy does it run?"""
+"""`python -m bench gpu`: all that one visit to a GPU is for, in one command and one JSON.
+
+Steps, each written to the record as soon as it is done: build for this GPU, the GPU tests, a memory
+check of each kernel, then gates and times of every entry in order of worth. A run that was cut goes
+on where it broke off. Nothing outside the repository is needed; what is missing is said in words.
+"""
 
 from __future__ import annotations
 
-import itertools
+import argparse
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from fastdiff import _ext
-from fastdiff.ops import multistep_step_unchecked
+from .measure import run_entries
+from .record import ROOT, Record, machine, result_path
+from .registry import entries
+from .timing import keep_freed_memory
 
-from . import timing
-from .step import ROWS, Row, arguments, gate, moved_bytes
-
-
-def build() -> str:
-    """Build the extension where it is missing; how it stands after that, in words."""
-    if _ext.HAS_EXT:
-        return "built"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-build-isolation",
-        "--no-deps",
-        "-e",
-        str(timing.ROOT),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-2000:]}"
-    return "built in this run"
+BUDGET_S = 540
+GPU_TESTS = ("tests/kernels/test_multistep_step.py", "tests/kernels/test_weighted_sums.py")
+DRY_TESTS = "test_every_table_shape or test_nothing_to_do"
+# One small launch of each kernel, for compute-sanitizer: odd sizes, every operand.
+SANITIZED = """
+import torch
+from bench.entries import multistep_step, weighted_sums
+from fastdiff.ops import seeded_noise, weighted_sums_unchecked
+device = torch.device("cuda")
+for name, row in multistep_step.ROWS.items():
+    multistep_step.step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
+for name, row in weighted_sums.rows().items():
+    weighted_sums_unchecked(*weighted_sums.sums_of(row, (2, 3, 31, 33), device))
+seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
+torch.cuda.synchronize()
+"""
 
 
-def gates(device: torch.device, dry: bool) -> list[dict[str, object]]:
-    """Every row over output dtypes, layouts and sizes, then every R x W, against the reference."""
-    shapes = [(2, 3, 31, 33), (3, 4, 16, 16)] + ([] if dry else [(2, 3, 256, 256)])
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    cases = [
-        (
-            replace(row, output=row.output and dtype, network_input=dtype),
-            shape,
-            layout,
-            torch.float32,
-        )
-        for row, dtype, shape, layout in itertools.product(
-            ROWS.values(), dtypes, shapes, (False, True)
-        )
-    ]
-    cases += [
-        (Row(reads, writes, seeded=True), (2, 5, 7, 9), False, state)
-        for reads, writes in itertools.product((1, 2, 4, 8, 16), (1, 2, 3))
-        for state in (torch.float32, torch.float64)
-    ]
-    results = []
-    for row, shape, channels_last, state in tqdm(cases, desc="gates"):
-        step = arguments(
-            row, shape, device, dtype=state, channels_last=channels_last, per_sample=True
-        )
-        case = {
-            "row": str(row),
-            "shape": shape,
-            "state": str(state),
-            "channels_last": channels_last,
-        }
-        results.append({**case, **gate(step)})
-    return results
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
+    parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS",
+                        help="no case starts after it; %(default)s")  # fmt: skip
+    parser.add_argument("--only", action="append", metavar="NAME",
+                        help=f"one of {', '.join(STEPS)} or an entry (repeatable)")  # fmt: skip
+    parser.add_argument(
+        "--tune",
+        action="store_true",  # fmt: skip
+        help="instead: sweep launch configurations into kernels/configs/",
+    )
+    parser.add_argument("--dry", action="store_true", help="the same path on the CPU, small sizes")
+    parser.add_argument("--json", type=Path, help="the record's file, instead of bench/results/")
+    return parser
 
 
-def times(device: torch.device, dry: bool) -> list[dict[str, object]]:
-    """Every row at every size beside a copy of as many bytes."""
-    sizes = [(1, 3, 32, 32), (2, 4, 64, 64)]
-    if not dry:
-        sizes += [(4, 4, 64, 64), (16, 4, 128, 128), (16, 3, 256, 256), (64, 4, 512, 512)]
-    cache = 0 if dry else torch.cuda.get_device_properties(device).L2_cache_size
-    results = []
-    for shape, (name, row) in tqdm(list(itertools.product(sizes, ROWS.items())), desc="times"):
-        steps = [arguments(row, shape, device)]
-        moved = moved_bytes(row, steps[0])
-        sets = max(2, min(32, -(-4 * cache // moved)))
-        steps += [arguments(row, shape, device, seed=i) for i in range(1, sets)]
-        pairs = [torch.randn(2, moved // 8, device=device).unbind() for _ in range(sets)]
-        variants = {
-            "step": lambda i, steps=steps: multistep_step_unchecked(*steps[i]),
-            "copy": lambda i, pairs=pairs: pairs[i][0].copy_(pairs[i][1]),
-        }
-        taken = timing.interleaved(variants, sets, 20) if dry else timing.replayed(variants, sets)
-        host = timing.interleaved({"host": variants["step"]}, sets, 200)["host"]
-        if not dry:
-            torch.cuda.synchronize()
-        results.append(
-            {
-                "row": name,
-                "shape": shape,
-                "bytes": moved,
-                "buffers": sets,
-                **taken,
-                "call_to_return": host,
-                "gbytes_per_s": moved / taken["step"]["p50_us"] / 1e3,
-                "of_copy": taken["copy"]["p50_us"] / taken["step"]["p50_us"],
-            }
-        )
-    return results
+# == Steps =========================================================================================
 
 
-def main(dry: bool, path: Path | None) -> int:
-    if not dry and not torch.cuda.is_available():
+def build(dry: bool) -> dict[str, Any]:
+    """The extension, for this GPU where its architecture is not given."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation",
+               "--no-deps", "-e", str(ROOT)]  # fmt: skip
+    if dry:
+        return {"ok": True, "said": f"dry: not run: {' '.join(command)}"}
+    major, minor = torch.cuda.get_device_capability()
+    environment = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", **os.environ}
+    return _ran(command, environment)
+
+
+def test(dry: bool) -> dict[str, Any]:
+    """The tests marked `gpu`; dry, a few of them under Triton's interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--no-header", "-p",
+               "no:cacheprovider", *GPU_TESTS]  # fmt: skip
+    return _ran(command + (["-k", DRY_TESTS] if dry else []), os.environ)
+
+
+def sanitize(dry: bool) -> dict[str, Any]:
+    """compute-sanitizer's memcheck over one launch of each kernel, where the tool works."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if dry or not Path(tool).is_file():
+        return {"ok": True, "said": "dry: not run" if dry else "compute-sanitizer is not installed"}
+    command = [tool, "--error-exitcode", "99", sys.executable, "-c", SANITIZED]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = _ran(command, environment, limit_s=150)
+    # Anything but its own exit code for a finding is the tool's trouble, not the kernels'.
+    return {**done, "ok": done["code"] != 99}
+
+
+STEPS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "build": build,
+    "tests": test,
+    "sanitizer": sanitize,
+}
+
+
+def _ran(command: list[str], environment: Any, limit_s: float = 400) -> dict[str, Any]:
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=dict(environment), capture_output=True,
+                              text=True, timeout=limit_s)  # fmt: skip
+        code, said = done.returncode, (done.stdout + done.stderr).strip()
+    except subprocess.TimeoutExpired:
+        code, said = -1, f"not done after {limit_s:.0f} s"
+    seconds = round(time.monotonic() - begun, 1)
+    return {"ok": code == 0, "code": code, "seconds": seconds, "said": said[-3000:]}
+
+
+# == The run =======================================================================================
+
+
+def main(given: list[str]) -> int:
+    """0 where all that ran is green."""
+    parser = arguments()
+    options = parser.parse_args(given)
+    if not options.dry and not torch.cuda.is_available():
         print(
             "bench gpu needs a CUDA GPU and PyTorch sees none; --dry walks the same path on the CPU"
         )
         return 1
-    device = torch.device("cpu" if dry else "cuda")
-    record: dict[str, object] = {"bench": "gpu", "dry": dry, **timing.machine(device)}
-    record["extension"] = build()
-    record["gates"] = gates(device, dry)
-    failed = [g for g in record["gates"] if not g["ok"]]
-    for g in failed:
-        print(f"wrong: {g}")
-    if not failed:
-        record["times"] = times(device, dry)
-        print(f"{'row':20} {'shape':>20} {'p50 us':>10} {'GB/s':>8} {'of copy':>8} {'call us':>8}")
-        for t in record["times"]:
-            shape = "x".join(map(str, t["shape"]))
-            print(f"{t['row']:20} {shape:>20} {t['step']['p50_us']:10.1f} {t['gbytes_per_s']:8.0f} "
-                  f"{t['of_copy']:8.2f} {t['call_to_return']['p50_us']:8.1f}")  # fmt: skip
-    if path is None:
-        path = (
-            Path(tempfile.mkdtemp()) / "dry.json" if dry else timing.result_path(record["device"])
+    begun = time.monotonic()
+    known = {entry.name: entry for entry in entries()}
+    if unknown := set(options.only or ()) - known.keys() - STEPS.keys():
+        parser.error(
+            f"--only must be one of {', '.join([*STEPS, *known])}; got {', '.join(unknown)}"
         )
-    timing.write_json(record, path)
-    right = f"{len(record['gates']) - len(failed)} of {len(record['gates'])} gates passed"
-    print(f"{right}; {'a dry run on the CPU, no number of a GPU; ' if dry else ''}wrote {path}")
-    return 1 if failed else 0
+    device = torch.device("cpu" if options.dry else "cuda")
+    if options.tune:
+        from .tune import tune
+
+        return tune(device)
+    keep_freed_memory()
+    path = options.json or (
+        Path(tempfile.mkdtemp()) / "dry.json" if options.dry else result_path(device)
+    )
+    threads = [torch.get_num_threads()]
+    record = Record(path, {
+        "command": "python -m bench gpu", "quick": options.dry, "dry": options.dry,
+        "threads": threads, **machine(device),
+    })  # fmt: skip
+    print(f"{'going on with' if record.resumed else 'writing'} {path}", flush=True)
+    green = run_steps(record, options)
+    chosen = [entry for name, entry in known.items() if name in (options.only or known)]
+    if options.dry:
+        chosen = [entry for entry in chosen if options.only or entry.kind == "op"]
+    if green or options.only:
+        deadline = begun + options.budget
+        green &= run_entries(
+            chosen,
+            record,
+            device,
+            quick=options.dry,
+            threads=threads,
+            say=lambda line: print(line, flush=True),
+            deadline=deadline,
+        )
+    else:
+        print("no gates and no times: a step before them is red")
+    ended = "complete" if record.data.get("complete") else "not complete; run it again to go on"
+    dry = "; a dry run on the CPU, no number of a GPU" if options.dry else ""
+    print(f"\n{'green' if green else 'RED'}, {ended}{dry}; wrote {path}")
+    return 0 if green else 1
+
+
+def run_steps(record: Record, options: argparse.Namespace) -> bool:
+    """What comes before the times; steps that are done and green are not repeated."""
+    steps = record.data.setdefault("steps", {})
+    for name, step in STEPS.items():
+        if options.only and name not in options.only:
+            continue
+        if not steps.get(name, {}).get("ok"):
+            steps[name] = step(options.dry)
+            record.write()
+        done = steps[name]
+        word, last = "ok " if done["ok"] else "RED", done["said"].splitlines()[-1:] or [""]
+        print(f"{name:12} {word} {done.get('seconds', 0):6.1f} s  {last[0]}", flush=True)
+        if not done["ok"]:
+            print(done["said"])
+    return all(done["ok"] for done in steps.values())

@@ -61,6 +61,10 @@ def _findings() -> Iterator[tuple[str, str]]:
         yield "CUDA tensors", "no GPU here" + (", Triton would serve" if _triton() else "")
     else:
         yield "CUDA tensors", "Triton" if _triton() else "PyTorch reference (Triton is missing)"
+        if _triton():
+            from fastdiff.kernels._tuning import live
+
+            yield "launches", live("multistep_step", torch.device("cuda"))
     yield "solvers", ", ".join(fastdiff.solver_names())
 
 

@@ -17,11 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._tuning import CHOICES, HEURISTIC, Config, config
 from .philox import normals, normals_of_quads
-
-# A thread makes one such access to a slot; so all operands of a program share one register layout.
-_ACCESS_BYTES = 16
-_MAX_THREADS = 256
 
 
 @triton.jit
@@ -150,14 +147,18 @@ def plan(
     network_input: Tensor | None,
     reads: int,
     writes: int,
+    chosen: Config = HEURISTIC,
 ) -> tuple[int, dict[str, object]]:
-    """Programs and keyword arguments of the launch these tensors need; address arithmetic alone."""
+    """Programs and keyword arguments of the launch these tensors need; address arithmetic alone.
+
+    A program is as wide as `chosen` says, or as narrow as one small sample asks. All its operands
+    share one register layout. The result does not depend on it.
+    """
     batch, sample = slots.shape[1], slots.shape[2:]
     elements = sample.numel()
     # With one channel or one pixel both layouts are the same.
     channels_last = sample[1:].numel() > 1 < sample[0] and slots.stride(2) == 1
-    threads = _MAX_THREADS
-    per_thread = _ACCESS_BYTES // slots.element_size()
+    threads, per_thread = chosen.threads, chosen.bytes_per_thread // slots.element_size()
     while threads > 32 and threads * per_thread >= 2 * elements:
         threads //= 2
     block = threads * per_thread
@@ -205,9 +206,11 @@ def launch(
     """`fastdiff.ops.multistep_step` on checked arguments; allocates nothing, never synchronises."""
     if slots.shape[1:].numel() == 0:
         return
+    chosen = config("multistep_step", f"R{reads} W{writes}", slots.device)
     programs, arguments = plan(
-        slots, output, coefficients, index, guidance, seeds, noise, network_input, reads, writes
-    )
+        slots, output, coefficients, index, guidance, seeds, noise, network_input, reads, writes,
+        chosen,
+    )  # fmt: skip
     with torch.cuda.device_of(slots):
         _multistep_step_kernel[(programs,)](**arguments)
 
@@ -230,6 +233,7 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
         seeded: bool = False,
         given_noise: bool = False,
         channels_last: bool = False,
+        chosen: Config = HEURISTIC,
     ) -> tuple[str, object, dict[str, object], int]:
         batch, forward = 2, 4 if guided else 2
 
@@ -250,6 +254,7 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
             empty(forward, *sample, of=network_input) if network_input else None,
             reads,
             writes,
+            chosen,
         )
         name = f"R={reads} W={writes} {name}"
         wide = reads + writes if math.prod(sample) % 16 == 0 else 0
@@ -262,7 +267,14 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
     yield variant("plain", 1, 1, **plain)
     yield variant("plain", 4, 1, **plain)
     yield variant("no output", 1, 1, guided=False, output=None)
+    noise = {"guided": False, "network_input": None, "output": None, "seeded": True}
+    yield variant("seeded noise alone", 1, 1, **noise)
     yield variant("given noise", 1, 1, **plain, given_noise=True)
     yield variant("seeded channels_last", 1, 1, **plain, seeded=True, channels_last=True)
     yield variant("odd size", 16, 3, sample=(3, 31, 31), seeded=True)
     yield variant("float64", 16, 3, dtype=torch.float64, output=torch.float64, seeded=True)
+    for chosen in CHOICES:
+        if chosen != HEURISTIC:
+            name = f"all operands, {chosen.threads} x {chosen.bytes_per_thread} bytes"
+            yield variant(name, 4, 2, seeded=True, chosen=chosen)
+            yield variant(name, 16, 3, seeded=True, chosen=chosen)

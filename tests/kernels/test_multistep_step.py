@@ -9,10 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastdiff.kernels.multistep_step import launch
+from fastdiff.kernels._tuning import CHOICES
+from fastdiff.kernels.multistep_step import _multistep_step_kernel, launch, plan
 from fastdiff.ops.multistep_step import READS, WRITES, allocate_slots, multistep_step_ref
 
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
+]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = math.inf
@@ -77,12 +81,18 @@ def assert_same(got, expected):
     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def check(arguments):
-    """Launch the kernel and compare everything it may write with the reference."""
+def to_reference(arguments):
+    """What the definition makes of a copy of the arguments."""
     expected = {
         k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(arguments).items()
     }
     multistep_step_ref(**expected)
+    return expected
+
+
+def check(arguments):
+    """Launch the kernel and compare everything it may write with the reference."""
+    expected = to_reference(arguments)
     got = {k: to(v, DEVICE) for k, v in vars(arguments).items()}
     launch(**got)
     assert_same(got["slots"].cpu(), expected["slots"])
@@ -103,6 +113,17 @@ def to(value, device):
 @pytest.mark.parametrize("reads", READS)
 def test_every_table_shape(reads, writes):
     check(case(reads, writes, seed=reads + writes))
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=str)
+def test_the_configuration_changes_no_bit(chosen):
+    arguments = case(4, 2, sample=(3, 19, 31), seeded=True, network_input=torch.float16)
+    expected = to_reference(arguments)
+    got = {k: to(v, DEVICE) for k, v in vars(arguments).items()}
+    programs, launch_arguments = plan(**got, chosen=chosen)
+    _multistep_step_kernel[(programs,)](**launch_arguments)
+    assert_same(got["slots"].cpu(), expected["slots"])
+    assert_same(got["network_input"].cpu(), expected["network_input"])
 
 
 @pytest.mark.parametrize("network_input", [torch.float32, torch.float16, *BF16])
