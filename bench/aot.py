@@ -4,12 +4,16 @@ Triton kernels (each `kernels/*.py` with `aot_variants()`) go through the specia
 launch makes, csrc/cuda/*.cu through nvcc, both for sm_80, sm_90 and sm_100. A kernel fails with a
 stack frame, with local memory accesses (LDL, STL: spilled registers; LOCAL:0 stands even then), or
 with fewer 128-bit accesses than its variant declares. No GPU is needed; exit code 1 names what
-failed. Under another triton: PYTHONPATH=<its folder> python -m bench.aot
+failed. Under another triton: PYTHONPATH=<its folder> python -m bench.aot. With --json FILE what was
+read is kept: docs/kernels.md shows it.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import importlib
+import json
 import os
 import re
 import shutil
@@ -18,11 +22,12 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .record import ROOT, commit
+
 ARCHS = (80, 90, 100)
-ROOT = Path(__file__).resolve().parent.parent
 NVCC_WHEELS = " ".join(
     f"'nvidia-{name}==13.0.*'"
     for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
@@ -45,6 +50,8 @@ class Report:
     wide_loads: int  # LDG.E.128 and wider
     wide_stores: int
     wide: int  # 128-bit accesses there must be
+    shared: int = 0  # bytes of shared memory, with what a launch asks for
+    instructions: int = 0  # of a thread's code, where nothing loops
 
     def faults(self) -> list[str]:
         faults = []
@@ -81,7 +88,7 @@ def triton_reports(
             with tempfile.TemporaryDirectory() as folder:
                 cubin = Path(folder) / "kernel.cubin"
                 cubin.write_bytes(compiled.asm["cubin"])
-                yield from read_binary(cubin, arch, wide, name)
+                yield from read_binary(cubin, arch, wide, name, compiled.metadata.shared)
 
 
 def nvcc_reports(
@@ -101,15 +108,17 @@ def nvcc_reports(
                 yield from read_binary(cubin, arch)
 
 
-def read_binary(cubin: Path, arch: int, wide: int = 0, name: str | None = None) -> Iterator[Report]:
+def read_binary(
+    cubin: Path, arch: int, wide: int = 0, name: str | None = None, dynamic_shared: int = 0
+) -> Iterator[Report]:
     """Report every kernel in a cubin; name replaces the kernel's own."""
     usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
     sass = _run(_tool("cuobjdump"), "--dump-sass", str(cubin))
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.S))
-    found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage)
+    found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     if not found:
         raise RuntimeError(f"cuobjdump names no kernel in {cubin}:\n{usage}")
-    for function, registers, stack in found:
+    for function, registers, stack, shared in found:
         operations = re.findall(
             r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?(\S+)", code[function], re.M
         )
@@ -124,6 +133,8 @@ def read_binary(cubin: Path, arch: int, wide: int = 0, name: str | None = None) 
             wide_loads=sum(bool(re.match(r"LDG\.E\S*\.(128|256)", o)) for o in operations),
             wide_stores=sum(bool(re.match(r"STG\.E\S*\.(128|256)", o)) for o in operations),
             wide=wide,
+            shared=int(shared) + dynamic_shared,
+            instructions=sum(not o.startswith("NOP") for o in operations),
         )
 
 
@@ -166,7 +177,10 @@ def kernel_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
             yield f"{file.stem} {name}", *rest
 
 
-def main() -> int:
+def main(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.aot", description="Check machine code.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep what was read, if all pass")
+    options = parser.parse_args(given)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("bench.aot compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 1
@@ -174,16 +188,20 @@ def main() -> int:
 
     print(f"triton {triton.__version__}, sm_{', sm_'.join(map(str, ARCHS))}")
     print(
-        f"{'kernel':56} {'sm':>4} {'regs':>5} {'stack':>6} {'local':>6} {'ld128':>6} {'st128':>6}"
+        f"{'kernel':56} {'sm':>4} {'regs':>5} {'stack':>6} {'shared':>6} {'local':>6} "
+        f"{'ld128':>6} {'st128':>6}"
     )
-    failed = []
+    kernels, failed = [], []
     try:
         cuda_files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
         for reports in (triton_reports(kernel_variants()), nvcc_reports(cuda_files)):
             for r in reports:
                 faults = ", ".join(r.faults())
-                print(f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.local_accesses:6} "
-                      f"{r.wide_loads:6} {r.wide_stores:6} {faults}")  # fmt: skip
+                print(
+                    f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.shared:6} "
+                    f"{r.local_accesses:6} {r.wide_loads:6} {r.wide_stores:6} {faults}"
+                )
+                kernels.append(asdict(r))
                 if faults:
                     failed.append(f"{r.name} on sm_{r.arch}: {faults}")
     except NoCompiler as error:
@@ -191,8 +209,16 @@ def main() -> int:
     if failed:
         print("\ncuda-check failed:\n  " + "\n  ".join(failed), file=sys.stderr)
         return 1
+    if options.json:
+        head = {
+            "command": "python -m bench.aot",
+            "triton": triton.__version__,
+            "commit": commit(),
+            "date": datetime.date.today().isoformat(),
+        }
+        options.json.write_text(json.dumps({**head, "kernels": kernels}, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

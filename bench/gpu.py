@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
                         help=f"one of {', '.join(STEPS)} or an entry (repeatable)")  # fmt: skip
     parser.add_argument(
         "--tune",
-        action="store_true",  # fmt: skip
+        action="store_true",
         help="instead: sweep launch configurations into kernels/configs/",
     )
     parser.add_argument("--dry", action="store_true", help="the same path on the CPU, small sizes")

@@ -1,18 +1,13 @@
 """Error against network calls for every deterministic solver: `python -m bench.solvers`.
 
-Writes docs/solvers.png: the RMS distance per pixel to the converged solution, digits model, from
-the same 64 noises, on the default grid.
+The RMS distance per pixel to the converged solution, digits model, from the same 64 noises, on the
+default grid, goes to bench/results/solvers.json; `python -m bench report` draws it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
@@ -22,8 +17,10 @@ from fastdiff.solvers import build_tableau, solver_names
 from fastdiff.training.digits import digits_schedule
 from fastdiff.training.quality import paired_error
 
+from .record import RESULTS, machine
+
 CALLS = (5, 8, 10, 13, 20, 30)
-PATH = Path("docs/solvers.png")
+PATH = RESULTS / "solvers.json"
 FAMILIES = {
     "first order": ("ddim", "classical_euler"),
     "pseudo multistep": ("s_pndm", "f_pndm", "plms", "ipndm"),
@@ -63,29 +60,16 @@ def main() -> None:
     shown = [name for names in FAMILIES.values() for name in names]
     missing = deterministic.symmetric_difference({*shown, *SAME})
     assert not missing, f"solvers without a place in the figure: {sorted(missing)}"
-    figure, axes = plt.subplots(2, 3, figsize=(13, 8), sharex=True, sharey=True)
-    curves = {name: curve(name) for name in tqdm(shown)}
-    for axis, (family, names) in zip(axes.flat, FAMILIES.items(), strict=True):
-        for name in ("ipndm", "ddim"):
-            if name not in names:
-                axis.plot(*curves[name], color="0.75", lw=1, ls="--", label=name)
-        for name in names:
-            axis.plot(*curves[name], marker="o", ms=3.5, lw=1.3, label=name)
-        axis.set(xscale="log", yscale="log", title=family)
-        axis.set_xticks([5, 10, 20, 30], ["5", "10", "20", "30"])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    for axis in axes[1]:
-        axis.set_xlabel("network calls")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("RMS distance per pixel")
-    axes[0, 0].set_ylim(2e-3, 3)
-    figure.suptitle("Distance to the converged solution, digits model, same 64 noises")
-    figure.tight_layout()
-    figure.savefig(PATH, dpi=100)
-    for name, (calls, errors) in sorted(curves.items()):
-        print(name, " ".join(f"{c}:{e:.4f}" for c, e in zip(calls, errors, strict=True)))
+    record = {"command": "python -m bench.solvers", **machine(torch.device("cpu")), "threads": 1}
+    curves = {}
+    for name in tqdm(shown):
+        calls, errors = curve(name)
+        curves[name] = {"calls": calls, "errors": errors}
+        tqdm.write(name + "".join(f" {c}:{e:.4f}" for c, e in zip(calls, errors, strict=True)))
+    record["families"] = {
+        family: {name: curves[name] for name in names} for family, names in FAMILIES.items()
+    }
+    PATH.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,326 @@
+"""Results as Markdown: pure functions of the JSON and of the registry's formulas."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ..entries.multistep_step import ROWS, Row, flops, moved_bytes
+from ..measure import OURS
+from ..registry import Case, entries
+
+Json = dict[str, Any]
+
+SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))  # of the README
+LARGE = SIZES[-1]
+# Assumptions about an H200, until one has been measured.
+H200_COPY = 4.3e12  # bytes a second
+H200_LAUNCH = 2e-6  # seconds of the least kernel in a replay
+H200_RATE = 132 * 128 * 1.7e9  # instructions a second: multiprocessors, lanes, clock
+AIM = 0.9  # of a copy
+NOT_YET = "not measured yet"
+
+PASSES = {
+    "ddim": Row("ddim"),
+    "dpmpp_2m": Row("dpmpp_2m"),
+    "ipndm": Row("ipndm"),
+    "plms": Row("plms"),
+    "unipc": Row("unipc"),
+    "plms, float32 network input": Row("plms", network_input=torch.float32),
+    "plms, guidance": Row("plms", guided=True),
+    "plms, guidance, both in bfloat16": ROWS["plms guided bf16"],
+    "ddim with seeded noise": ROWS["ddim stochastic"],
+}
+CODE = {"seeded_noise": "multistep_step R=1 W=1 seeded noise alone"}  # else all of the op's name
+
+# == Words =========================================================================================
+
+
+def scaled(value: float, units: Sequence[str]) -> str:
+    """Three digits and a unit; each unit is a thousand of the one before."""
+    if not value:
+        return f"0 {units[0]}".strip()
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / 1e3, power + 1
+    return f"{f'{value:#.3g}'.rstrip('.')} {units[power]}".strip()
+
+
+def time(us: float) -> str:
+    return scaled(us * 1e3, ("ns", "us", "ms", "s"))
+
+
+def size(count: float) -> str:
+    return scaled(count, ("B", "kB", "MB", "GB"))
+
+
+def times(ratio: float) -> str:
+    """Theirs over ours; bold where they are faster."""
+    word = f"{ratio:.2f}x" if ratio < 9.995 else f"{ratio:.1f}x"
+    return f"**{word}**" if ratio < 1 else word
+
+
+def shape(numbers: Iterable[int]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(data: Json) -> str:
+    """The processor or GPU, and what ran on it."""
+    if data["device"] != "cpu":
+        return f"{data['device']}, driver {data['driver']}, CUDA {data['cuda']}"
+    extension = data["extension"]
+    target = extension["cpu_target"] if isinstance(extension, dict) else "no extension"
+    return f"{data['cpu']}, {data['cores']} cores, {target}"
+
+
+# == README ========================================================================================
+
+
+def speed(records: dict[str, Json]) -> str:
+    """The solver step alone at three sizes, most threads."""
+    blocks = []
+    for name, data in records.items():
+        rows = [
+            [shape(numbers), *_speeds(data, numbers)] for numbers in SIZES if _speeds(data, numbers)
+        ]
+        threads = f", {max(data['threads'])} threads" if data["device"] == "cpu" else ""
+        blocks.append(
+            f"The solver step alone, float32, medians within one run: `{data['command']}` on\n"
+            f"{machine(data)}{threads}, torch {data['torch']}, {data['date'][:10]}\n"
+            f"([JSON](bench/results/{name}), [all of it](docs/benchmarks.md)).\n\n"
+            + table(
+                ("batch", "diffusers PNDM / ours", "diffusers UniPC / ours")
+                + ("torch.compile / ours", "ours (PLMS row)", "share of the measured copy"),
+                rows,
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def _speeds(data: Json, numbers: Sequence[int]) -> list[str]:
+    """A line of the README's table; empty where that size was not measured."""
+    suffix = f" threads={max(data['threads'])}" if data["device"] == "cpu" else ""
+    plms, unipc = (
+        data["cases"].get(f"multistep_step {row} {shape(numbers)}{suffix}")
+        for row in ("plms", "unipc")
+    )
+    if not plms or not unipc:
+        return []
+    ratios = [
+        times(case["over_ours"][baseline]) if baseline in case["over_ours"] else "-"
+        for case, baseline in (
+            (plms, "diffusers PNDM"),
+            (unipc, "diffusers UniPC"),
+            (plms, "torch.compile"),
+        )
+    ]
+    return [*ratios, time(plms["p50_us"]), f"{plms['of_copy']:.0%}"]
+
+
+# == docs/benchmarks.md ============================================================================
+
+
+def device(name: str, data: Json) -> str:
+    """Everything that one record holds."""
+    gates = [gate for found in data["gates"].values() for gate in found]
+    red = [f"{entry}: {g}" for entry, found in data["gates"].items() for g in found if not g["ok"]]
+    slug = name[: -len("-2026-01-01.json")]
+    threads = ", ".join(map(str, data["threads"]))
+    parts = [
+        f"## {machine(data)}",
+        f"`{data['command']}`, {data['date'][:10]}, commit {data['commit']}, "
+        f"torch {data['torch']}, triton {data['triton']},\nPython {data['python']}, "
+        f"threads: {threads}, load average before {data['load_average_before']}. "
+        f"[JSON](../bench/results/{name}).\n"
+        f"{len(gates) - len(red)} of {len(gates)} gates are green.",
+        *(f"Red, so without times: {gate}." for gate in red),
+        f"![Share of the copy's bandwidth](bench-{slug}-copy.png)",
+        "### Where we lose",
+        _losses(data),
+    ]
+    for entry in dict.fromkeys(case["entry"] for case in data["cases"].values()):
+        cases = {n: c for n, c in data["cases"].items() if c["entry"] == entry}
+        figure = f"![Latency](bench-{slug}-{entry}.png)" if entry in loops(data) else ""
+        parts += [f"### {entry}", figure, _cases(entry, cases), _skipped(cases)]
+    parts += [f"Left out: {entry}, {why}." for entry, why in data["skipped"].items()]
+    return "\n\n".join(part for part in parts if part)
+
+
+def loops(data: Json) -> list[str]:
+    """The entries that are loops."""
+    return list(dict.fromkeys(c["entry"] for c in data["cases"].values() if c["kind"] == "loop"))
+
+
+def _losses(data: Json) -> str:
+    lines = [
+        f"- `{name}`: {baseline} takes {times(ratio)} of our time"
+        for name, case in data["cases"].items()
+        for baseline, ratio in case["over_ours"].items()
+        if ratio < 1
+    ]
+    return "\n".join(lines) or "Nowhere among these."
+
+
+def _cases(entry: str, cases: dict[str, Json]) -> str:
+    """A line for our call and one for each baseline, which stands where its own group put it."""
+    rows = []
+    for name, case in cases.items():
+        found = {
+            label: q for group in reversed(case["times"].values()) for label, q in group.items()
+        }
+        for label in (OURS, *case["over_ours"]):
+            ours, q = label == OURS, found[label]
+            measured = ours and "of_copy" in case
+            rows.append(
+                (
+                    f"`{name.removeprefix(entry + ' ')}`" if ours else "",
+                    label,
+                    "" if ours else times(case["over_ours"][label]),
+                    time(q["p50_us"]),
+                    f"{time(q['p20_us'])} .. {time(q['p80_us'])}",
+                    f"{case['gbytes_per_s']:.1f}" if measured else "",
+                    f"{case['of_copy']:.0%}" if measured else "",
+                    str(case["launches"]) if ours else "",
+                    size(case["peak_bytes"][label]),
+                    time(case["first_call_ms"][label] * 1e3),
+                )
+            )
+    head = ("case", "", "theirs / ours", "p50", "p20 .. p80", "GB/s", "of the copy")
+    return table((*head, "launches", "peak memory", "first call"), rows)
+
+
+def _skipped(cases: dict[str, Json]) -> str:
+    words: dict[str, int] = {}
+    for case in cases.values():
+        for baseline, why in case["skipped"].items():
+            words[f"{baseline} ({why})"] = words.get(f"{baseline} ({why})", 0) + 1
+    return "Not measured: " + "; ".join(words) + "." if words else ""
+
+
+def errors(solvers: Json) -> str:
+    """Each solver's error at the most calls up to each number that ddim was run with."""
+    curves = {n: c for family in solvers["families"].values() for n, c in family.items()}
+    most = curves["ddim"]["calls"]
+    rows = []
+    for name, curve in curves.items():
+        points = dict(zip(curve["calls"], curve["errors"], strict=True))
+        line = [name]
+        for low, high in itertools.pairwise((0, *most)):
+            calls = max((calls for calls in points if low < calls <= high), default=None)
+            at = "" if calls == high else f" at {calls}"
+            line.append("-" if calls is None else f"{points[calls]:.4f}{at}")
+        rows.append(line)
+    return (
+        "![Error against network calls](solvers.png)\n\n"
+        f"`{solvers['command']}`, {solvers['date'][:10]}, commit {solvers['commit']}, "
+        f"torch {solvers['torch']}, {solvers['cpu']}.\n"
+        "[JSON](../bench/results/solvers.json).\n\n"
+        + table(["solver", *(f"{calls} calls" for calls in most)], rows)
+    )
+
+
+# == docs/kernels.md ===============================================================================
+
+
+def kernels(records: dict[str, Json], code: Json) -> dict[str, str]:
+    """The passes of the rows, then for each op its times and its machine code."""
+    on = {kind: {} for kind in ("cpu", "gpu")}
+    for data in records.values():
+        on["cpu" if data["device"] == "cpu" else "gpu"] = data
+    blocks = {"passes": _passes(on["cpu"])}
+    for entry in entries():
+        if entry.kind == "op":
+            cases = entry.cases(torch.device("cuda"), False)
+            blocks[f"times {entry.name}"] = _times(entry.name, cases, on["cpu"], on["gpu"])
+            blocks[f"code {entry.name}"] = _code(CODE.get(entry.name, entry.name), code)
+    return blocks
+
+
+def _passes(data: Json) -> str:
+    """Bytes and operations of the rows, and the floors they set."""
+    copy = data["cases"][f"multistep_step plms {shape(LARGE)} threads={max(data['threads'])}"]
+    bandwidth = copy["bytes"] / _copy_us(copy) * 1e6
+    rows = []
+    for name, row in PASSES.items():
+        one, all = moved_bytes(row, (1,)), moved_bytes(row, LARGE)
+        operations = flops(row, (1,))
+        rows.append(
+            (name, f"{one / 4:g}", str(one), str(operations), f"{operations / one:.2f}")
+            + (size(all), time(all / bandwidth * 1e6), time(all / H200_COPY * 1e6))
+        )
+    head = ("row", "passes", "bytes an element", "FLOPs an element", "FLOPs a byte")
+    large = shape(LARGE)
+    here = f"floor here, at {bandwidth / 1e9:.1f} GB/s"
+    return table((*head, large, here, f"floor at {H200_COPY / 1e12:g} TB/s, assumed"), rows)
+
+
+def _copy_us(case: Json) -> float:
+    """The copy of as many bytes, timed in turns with ours."""
+    return next(iter(case["times"].values()))["copy"]["p50_us"]
+
+
+def _times(entry: str, cases: Iterable[Case], cpu: Json, gpu: Json) -> str:
+    rows = []
+    for case in cases:
+        name = f"{entry} {case.name}"
+        here = cpu["cases"].get(f"{name} threads={max(cpu['threads'])}")
+        there = gpu.get("cases", {}).get(name)
+        seconds = max(H200_LAUNCH, case.bytes / (AIM * H200_COPY), case.flops / H200_RATE)
+        rows.append(
+            (
+                f"`{case.name}`",
+                size(case.bytes),
+                scaled(case.flops, ("", "k", "M", "G")),
+                time(_copy_us(here)) if here else "-",
+                time(here["p50_us"]) if here else "-",
+                f"{here['of_copy']:.0%}" if here else "-",
+                time(case.bytes / H200_COPY * 1e6),
+                time(seconds * 1e6),
+                time(there["p50_us"]) if there else NOT_YET,
+            )
+        )
+    head = ("case", "bytes", "FLOPs", "floor here (copy)", "measured here", "of the copy")
+    return table(
+        (*head, "H200 floor, assumed", "H200 predicted", gpu.get("device", "H200") + " measured"),
+        rows,
+    )
+
+
+def _code(prefix: str, code: Json) -> str:
+    """A line for each variant, the architectures beside each other where they differ."""
+    variants: dict[str, list[Json]] = {}
+    for kernel in code["kernels"]:
+        if kernel["name"].startswith(prefix):
+            variants.setdefault(kernel["name"], []).append(kernel)
+    columns = {
+        "registers": "registers",
+        "stack": "stack",
+        "shared memory": "shared",
+        "local accesses": "local_accesses",
+        "128-bit loads": "wide_loads",
+        "128-bit stores": "wide_stores",
+        "instructions": "instructions",
+    }
+    rows = [
+        [name.split(" ", 1)[1], *(_joined(k[key] for k in found) for key in columns.values())]
+        for name, found in variants.items()
+    ]
+    archs = " / ".join(f"sm_{arch}" for arch in dict.fromkeys(k["arch"] for k in code["kernels"]))
+    return (
+        f"`{code['command']}`, triton {code['triton']}, {code['date']}, commit {code['commit']}; "
+        f"{archs} where they differ.\n[JSON](../bench/results/aot.json).\n\n"
+        + table(("variant", *columns), rows)
+    )
+
+
+def _joined(values: Iterable[int]) -> str:
+    words = [str(value) for value in values]
+    return words[0] if len(set(words)) == 1 else " / ".join(words)
