@@ -1,0 +1,82 @@
+"""The pages say what the results say."""
+
+import json
+import re
+
+import pytest
+
+from bench import record, report
+from bench.registry import CLAIMS
+from bench.report import tables
+
+
+@pytest.fixture(scope="module")
+def results():
+    return report.load()
+
+
+def test_pages_agree_with_the_results(capsys):
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_changed_result_is_noticed(results, tmp_path, monkeypatch, capsys):
+    """The same pages beside other numbers are out of date."""
+    for page in report.pages(*results):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((record.ROOT / page).read_text())
+    assert report.main(["--check"], root=tmp_path) == 0
+    records, solvers, code = results
+    changed = json.loads(json.dumps(records))
+    for data in changed.values():
+        for case in data["cases"].values():
+            case["p50_us"] *= 1.5
+    monkeypatch.setattr(report, "load", lambda: (changed, solvers, code))
+    assert report.main(["--check"], root=tmp_path) == 1
+    assert "README.md" in capsys.readouterr().out
+
+
+def test_pictures_are_drawn(results, tmp_path):
+    from bench.report.figures import draw
+
+    records, solvers, _ = results
+    drawn = list(draw(records, solvers, tmp_path))
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+    page = (record.ROOT / "docs" / "benchmarks.md").read_text()
+    shown = set(re.findall(r"\]\(([\w.-]+\.png)\)", page))
+    assert shown == {path.name for path in drawn}
+
+
+def test_the_committed_record_is_whole_and_green(results):
+    records, _, _ = results
+    assert "cpu" in {data["device"] for data in records.values()}
+    for name, data in records.items():
+        assert data["complete"] and not data["quick"], name
+        assert "changes" not in data["commit"], name
+        assert all(gate["ok"] for gates in data["gates"].values() for gate in gates), name
+
+
+def test_every_claim_has_its_number(results):
+    records, _, _ = results
+    for claim in CLAIMS:
+        assert any(
+            claim.baseline in case["over_ours"]
+            for data in records.values()
+            for case in data["cases"].values()
+            if (case["entry"], case["row"]) == (claim.entry, claim.row)
+        ), claim
+
+
+def test_a_page_without_its_marks_is_named():
+    with pytest.raises(SystemExit, match=r"page\.md must hold.*bench:begin x"):
+        report.filled("page.md", "no marks", {"x": "text"})
+
+
+@pytest.mark.parametrize(
+    "value, words", [(0, "0 B"), (3, "3.00 B"), (999.6, "1.00 kB"), (12.6e6, "12.6 MB")]
+)
+def test_sizes(value, words):
+    assert tables.size(value) == words
+
+
+def test_losses_are_bold():
+    assert tables.times(0.876) == "**0.88x**" and tables.times(12.34) == "12.3x"
