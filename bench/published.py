@@ -6,6 +6,7 @@ Coefficients are ready as Python numbers: no table is looked up, and no host wai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -36,3 +37,44 @@ def clipped_ddim_step(
     """
     x0 = ((x - sigma * output) / alpha).clamp(-1, 1)  # 4 operations, 9 passes
     return alpha_next * x0 + sigma_next * output  # 3 operations, 7 passes
+
+
+def k_diffusion_euler(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+    """k-diffusion's Euler loop: 6 operations, 16 passes a step, coefficients on the device."""
+    ones = x.new_ones([len(x)])
+    for i in range(len(sigmas) - 1):
+        slope = (x - model(x, sigmas[i] * ones)) / sigmas[i]
+        x = x + slope * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def k_diffusion_ipndm(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+    """iPNDM in the form that k-diffusion's users run: 12 operations a step at order four."""
+    blends = ((1,), (3, -1), (23, -16, 5), (55, -59, 37, -9))
+    ones, past = x.new_ones([len(x)]), list[Tensor]()
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * ones)
+        if sigmas[i + 1] == 0:
+            return denoised
+        past = [(x - denoised) / sigmas[i], *past[:3]]
+        weights = blends[len(past) - 1]
+        mixed = weights[0] * past[0]
+        for weight, slope in zip(weights[1:], past[1:], strict=True):
+            mixed = mixed + weight * slope
+        x = x + (sigmas[i + 1] - sigmas[i]) * mixed / sum(weights)
+    return x
+
+
+def k_diffusion_dpmpp_2m(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
+    """k-diffusion's DPM++ 2M loop: x' = u/s x - (e^-h - 1) D, D by extrapolation; 6 operations."""
+    ones, before = x.new_ones([len(x)]), None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * ones)
+        h = (sigmas[i] / sigmas[i + 1]).log()
+        mixed = denoised
+        if before is not None and sigmas[i + 1] != 0:
+            half = h / (2 * (sigmas[i - 1] / sigmas[i]).log())
+            mixed = (1 + half) * denoised - half * before
+        x = (sigmas[i + 1] / sigmas[i]) * x - (-h).expm1() * mixed
+        before = denoised
+    return x

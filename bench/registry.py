@@ -134,6 +134,7 @@ def entries() -> tuple[Entry, ...]:
         initial_noise,
         multistep_step,
         pipeline,
+        sampler_functions,
         scheduler_step,
         solver_loop,
         weighted_sums,
@@ -145,6 +146,7 @@ def entries() -> tuple[Entry, ...]:
         initial_noise.ENTRY,
         solver_loop.ENTRY,
         scheduler_step.ENTRY,
+        sampler_functions.ENTRY,
         pipeline.ENTRY,
     )
 
@@ -155,5 +157,6 @@ CLAIMS = (
     Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
     Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
     Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
+    Claim("drop-in sampler functions", "sampler_functions", "ipndm", "published operations"),
     Claim("a whole pipeline", "pipeline", "ddim", "diffusers DDIMPipeline"),
 )

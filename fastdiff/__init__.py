@@ -13,6 +13,8 @@ if (_checkout / "csrc" / "multistep_step.h").is_file():
 del _checkout
 
 from fastdiff import ops  # noqa: E402
+from fastdiff.acceleration import accelerate, restore  # noqa: E402
+from fastdiff.denoisers import NetworkDenoiser, wrap  # noqa: E402
 from fastdiff.ops import seeded_noise  # noqa: E402
 from fastdiff.prediction import PREDICTIONS, Prediction  # noqa: E402
 from fastdiff.sampler import Progress, Sampler  # noqa: E402
@@ -24,6 +26,7 @@ from fastdiff.trace import Form, Trace  # noqa: E402
 __all__ = [
     "PREDICTIONS",
     "Form",
+    "NetworkDenoiser",
     "NoiseSchedule",
     "Prediction",
     "Progress",
@@ -32,9 +35,12 @@ __all__ = [
     "Tableau",
     "Trace",
     "Write",
+    "accelerate",
     "build_tableau",
     "ops",
     "register_solver",
+    "restore",
     "seeded_noise",
     "solver_names",
+    "wrap",
 ]

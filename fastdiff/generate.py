@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastdiff
+from fastdiff.denoisers.diffusers import load_diffusers, read_configs
 from fastdiff.images import RECIPE, ROUNDING, SUFFIXES, to_bytes, write_png, write_whole
 from fastdiff.machine import cpu_model
 from fastdiff.models import load_digits
@@ -38,19 +39,17 @@ T = TypeVar("T")
 
 DIGITS = "digits"
 
-# diffusers' names of what a network predicts, where ours differ.
-_PREDICTIONS = {"flow_prediction": "flow"}
-
 
 @dataclass(frozen=True)
 class Model:
     """A network and what has to be known to sample it.
 
     name: goes into the recipe and the folder's default name.
-    denoiser: called as (x [B, C, H, W], t [B]), and with labels [B] int64 by name where there are
-        classes; in eval mode.
+    denoiser: called as (x [B, C, H, W], t [B]), and with labels [B] int64 where there are classes;
+        in eval mode.
     shape: (C, H, W) of an image, C 1 (grey) or 3 (RGB).
     classes: number of labels; 0 for an unconditional network.
+    labels: the name of the argument that takes them.
     """
 
     name: str
@@ -59,6 +58,7 @@ class Model:
     shape: tuple[int, int, int]
     prediction: str = "epsilon"
     classes: int = 0
+    labels: str = "labels"
 
 
 def load_model(name: str) -> Model:
@@ -148,7 +148,7 @@ def generate(
             seeds = range(first, first + batch)
             labels: dict[str, Any] = {}
             if model.classes:
-                labels["labels"] = _labels(model, seeds, label, device)
+                labels[model.labels] = _labels(model, seeds, label, device)
             images = sampler(seeds=seeds, shape=model.shape, **labels)
             finite = images.isfinite().flatten(1).all(1).tolist()
             for seed in wanted:
@@ -307,53 +307,25 @@ def _device_name(device: torch.device) -> str:
 # == diffusers folders =============================================================================
 
 
-class _Unpacked(nn.Module):
-    """A diffusers UNet2DModel as a function of x, t and labels."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.unet(x, t, class_labels=labels).sample
-
-
 def _diffusers_model(folder: Path) -> Model:
     if any((folder / part).is_dir() for part in ("vae", "vqvae")):
         raise ValueError(f"model must make images, not latents; {folder} has an autoencoder")
-    # A pipeline is saved with its parts in subfolders, a bare network without.
-    unet_config = _config(folder, "unet", "config.json")
-    scheduler_config = _config(folder, "scheduler", "scheduler_config.json")
-    fields = json.loads(unet_config.read_text())
-    if fields.get("_class_name") != "UNet2DModel":
-        raise ValueError(
-            f"model must be an unconditional UNet2DModel; {unet_config} is of "
-            f"{fields.get('_class_name')}"
-        )
-    size = fields.get("sample_size")
+    _, config, _ = read_configs(folder)
+    kind = config.get("_class_name")
+    if kind != "UNet2DModel":
+        raise ValueError(f"model must be an unconditional UNet2DModel; {folder} has a {kind}")
+    size = config.get("sample_size")
     if size is None:
-        raise ValueError(f"model must say its sample_size; {unet_config} does not")
+        raise ValueError(f"model must say its sample_size; the UNet of {folder} does not")
     height, width = (size, size) if isinstance(size, int) else size
-    try:
-        from diffusers import UNet2DModel
-    except ImportError as error:
-        raise ImportError("a diffusers folder needs the package diffusers") from error
-    unet = UNet2DModel.from_pretrained(unet_config.parent, local_files_only=True)
-    scheduler = json.loads(scheduler_config.read_text())
-    prediction = scheduler.get("prediction_type", "epsilon")
+    denoiser, _ = load_diffusers(folder)
+    assert denoiser.schedule is not None  # its scheduler's
     return Model(
         folder.resolve().name,
-        _Unpacked(unet.eval().requires_grad_(False)),
-        NoiseSchedule.from_diffusers(scheduler),
-        (fields["in_channels"], height, width),
-        _PREDICTIONS.get(prediction, prediction),
-        fields.get("num_class_embeds") or 0,
+        denoiser,
+        denoiser.schedule,
+        (config["in_channels"], height, width),
+        denoiser.prediction.name,
+        config.get("num_class_embeds") or 0,
+        labels="class_labels",
     )
-
-
-def _config(folder: Path, part: str, name: str) -> Path:
-    for path in (folder / part / name, folder / name):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"model must be a diffusers folder with {part}/{name} or {name}; "
-                            f"{folder} has neither")  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import _ext
+from fastdiff.denoisers import NetworkDenoiser
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
 from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
 from fastdiff.prediction import Prediction
@@ -43,14 +44,17 @@ class Sampler:
     """Samples a diffusion model in few steps.
 
     Args:
-        denoiser: any callable `(x [B, C, H, W], t [B], **conditioning) -> tensor`: a network, or a
-            function around one. Samples of any rank (images, latents, audio, video). An output with
-            2 C channels is cut to its first C (learned variance), except for prediction "both".
-        schedule: the noise schedule the network was trained with.
+        denoiser: any callable `(x [B, C, H, W], t [B], **conditioning) -> tensor`: a network, a
+            function around one, or what `fastdiff.wrap` makes of one. Samples of any rank (images,
+            latents, audio, video). An output with 2 C channels is cut to its first C (learned
+            variance), except for prediction "both".
+        schedule: the noise schedule the network was trained with; left out where a wrapped network
+            brings it.
         solver: one of `fastdiff.solver_names()`.
         steps: intervals of the time grid.
         prediction: what the network predicts: "epsilon", "sample", "v_prediction", "flow",
-            "score", "both" or a `fastdiff.Prediction`.
+            "score", "both" or a `fastdiff.Prediction`. Default: what a wrapped network says, else
+            "epsilon".
         tableau: a ready tableau in place of schedule, solver, steps and options.
         dtype: of the state and all solver arithmetic; float32 unless torch.float64 is asked for.
             The network is fed its own dtype (that of its parameters; a plain function is fed the
@@ -72,7 +76,7 @@ class Sampler:
         *,
         solver: str = "ipndm",
         steps: int | None = None,
-        prediction: str | Prediction = "epsilon",
+        prediction: str | Prediction | None = None,
         tableau: Tableau | None = None,
         dtype: torch.dtype = torch.float32,
         progress: bool = False,
@@ -83,10 +87,22 @@ class Sampler:
             raise TypeError(f"denoiser must be callable; got {type(denoiser).__name__}")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype}")
+        wrapped = denoiser if isinstance(denoiser, NetworkDenoiser) else None
+        if wrapped is not None:
+            said = tableau.prediction if tableau is not None else prediction
+            prediction = _agreed(said, wrapped)
         if tableau is None:
+            if wrapped is not None and wrapped.schedule is not None:
+                if schedule not in (None, wrapped.schedule):
+                    raise ValueError(
+                        "schedule must be left out: the wrapped network has "
+                        f"{wrapped.schedule.name}; wrap it with another one to change that"
+                    )
+                schedule = wrapped.schedule
             if schedule is None:
                 raise ValueError("schedule must be given unless tableau is")
-            tableau = build_tableau(solver, schedule, steps, prediction=prediction, **options)
+            kind = "epsilon" if prediction is None else prediction
+            tableau = build_tableau(solver, schedule, steps, prediction=kind, **options)
         elif schedule is not None or steps is not None or options:
             raise ValueError(
                 "tableau stands for schedule, steps and options; give one or the other"
@@ -143,7 +159,8 @@ class Sampler:
                 half, such as `{"labels": null_labels}`.
             callback: called with a `Progress` after every network call.
             conditioning: passed to the denoiser. With guidance, tensors whose first dimension is B
-                are stacked with their unconditional counterpart; anything else is passed as it is.
+                (also those in dicts, lists and tuples) are stacked with their unconditional
+                counterpart; anything else is passed as it is.
 
         Returns:
             [B, ...] the samples, in the solver's dtype (float32 or float64) and noise's layout.
@@ -442,8 +459,8 @@ class _Run:
     def _checked(self, output: Tensor, x: Tensor, number: int) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"denoiser must return a tensor; got {type(output).__name__} (a function around "
-                "it can unpack that, such as lambda x, t, **c: network(x, t, **c).sample)"
+                f"denoiser must return a tensor; got {type(output).__name__} (fastdiff.wrap "
+                "unpacks what diffusers' networks, tuples and objects with a sample return)"
             )
         if not output.is_floating_point():
             raise TypeError(f"denoiser must return floating-point numbers; got {output.dtype}")
@@ -537,21 +554,44 @@ class _Run:
         """Conditioning for the doubled batch, the unconditional half first."""
         if not self.guidance:
             return conditioning
-        stacked = {}
-        for name, value in {**uncond, **conditioning}.items():
-            other = uncond.get(name, value)
-            if isinstance(value, Tensor) and value.ndim and len(value) == self.batch:
-                other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
-                try:
-                    other = other.expand_as(value)
-                except RuntimeError:
-                    raise ValueError(
-                        f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
-                        f"got {tuple(other.shape)}"
-                    ) from None
-                value = torch.cat([other, value])
-            stacked[name] = value
-        return stacked
+        return {
+            name: _doubled(name, value, uncond.get(name, value), self.batch)
+            for name, value in {**uncond, **conditioning}.items()
+        }
+
+
+def _doubled(name: str, value: Any, other: Any, batch: int) -> Any:
+    """Other and value one after the other along the batch, also inside of dicts and sequences."""
+    if isinstance(value, Tensor):
+        if not value.ndim or len(value) != batch:
+            return value
+        other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
+        try:
+            return torch.cat([other.expand_as(value), value])
+        except RuntimeError:
+            raise ValueError(
+                f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
+                f"got {tuple(other.shape)}"
+            ) from None
+    if isinstance(value, dict):
+        parts = other if isinstance(other, dict) else {}
+        return {k: _doubled(f"{name}.{k}", v, parts.get(k, v), batch) for k, v in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+        others = other if isinstance(other, list | tuple) else value
+        if len(others) != len(value):
+            raise ValueError(f"uncond[{name!r}] must have {len(value)} entries; got {len(others)}")
+        pairs = zip(value, others, strict=True)
+        return [_doubled(f"{name}.{i}", v, o, batch) for i, (v, o) in enumerate(pairs)]
+    return value
+
+
+def _agreed(said: str | Prediction | None, wrapped: NetworkDenoiser) -> Prediction:
+    """The wrapped network's prediction, which must not be said otherwise."""
+    known = wrapped.prediction
+    name = said.name if isinstance(said, Prediction) else said
+    if name not in (None, known.name):
+        raise ValueError(f"prediction must be {known.name!r}, the wrapped network's; got {name!r}")
+    return known
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

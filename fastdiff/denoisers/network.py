@@ -1,0 +1,129 @@
+"""A network of no particular family, and what all families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastdiff.prediction import Prediction
+from fastdiff.prediction import prediction as prediction_of
+from fastdiff.schedule import NoiseSchedule
+
+
+class NetworkDenoiser(nn.Module):
+    """A network as the sampler calls it: (x [B, C, H, W], t [B], **conditioning) -> tensor.
+
+    Attributes:
+        network: what was wrapped.
+        prediction: what it predicts.
+        schedule: the noise levels it was trained with, or None where that has to be said.
+    """
+
+    predicts: str | None = None  # the family's usual prediction
+    fixed = False  # whether the family can predict nothing else
+
+    def __init__(
+        self, network: Callable[..., Any], prediction: str | Prediction | None, schedule: Any
+    ) -> None:
+        super().__init__()
+        if schedule is not None and not isinstance(schedule, NoiseSchedule):
+            prediction = _agreed(prediction, scheduler_prediction(schedule))
+            schedule = NoiseSchedule.from_diffusers(schedule)
+        if self.fixed and self.predicts is not None:
+            prediction = _agreed(prediction, self.predicts)
+        chosen = self.predicts if prediction is None else prediction
+        if chosen is None:
+            raise ValueError(
+                f"prediction must be given for {type(network).__name__}, a network of no known "
+                'family: "epsilon", "sample", "v_prediction", "flow", "score" or "both"'
+            )
+        self.network = network
+        self.prediction = prediction_of(chosen)
+        self.schedule: NoiseSchedule | None = (
+            self.own_schedule(network) if schedule is None else schedule
+        )
+
+    @staticmethod
+    def recognises(network: Any) -> bool:
+        """Whether a network is of this family."""
+        return False
+
+    def own_schedule(self, network: Any) -> NoiseSchedule | None:
+        """The schedule that the network itself tells, if any."""
+        return None
+
+    def forward(self, x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
+        """The network's raw output, [B, C, H, W] (2 C channels where variances are learned)."""
+        return unpacked(self.network(x, t, **conditioning))
+
+    def __repr__(self) -> str:
+        name = type(uncompiled(self.network)).__name__
+        return f"{type(self).__name__}({name}, predicts {self.prediction.name})"
+
+
+def unpacked(output: Any) -> Tensor:
+    """The tensor in what a network returned: itself, its first entry, or its `sample`.
+
+    Raises TypeError where there is none.
+    """
+    found = output
+    if isinstance(found, Mapping) and "sample" in found:
+        found = found["sample"]
+    elif isinstance(found, list | tuple) and found:
+        found = found[0]
+    elif not isinstance(found, Tensor):
+        found = getattr(found, "sample", found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "network must return a tensor, a tuple that begins with one, or something with a "
+            f"sample in it; got {type(output).__name__}"
+        )
+    return found
+
+
+def uncompiled(network: Any) -> Any:
+    """The module inside what torch.compile made."""
+    return getattr(network, "_orig_mod", network)
+
+
+def named(network: Any, package: str, *names: str) -> bool:
+    """Whether a network's class, or one it derives from, is that package's of one of the names."""
+    classes = type(uncompiled(network)).__mro__
+    return any(c.__module__.split(".")[0] == package and c.__name__ in names for c in classes)
+
+
+def scheduler_prediction(scheduler: Any) -> str:
+    """What the network beside a diffusers scheduler (or its config) predicts, in our names.
+
+    Raises ValueError for EDM's schedulers, which do the network's preconditioning themselves.
+    """
+    config = getattr(scheduler, "config", scheduler)
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            "schedule must be a fastdiff.NoiseSchedule or a diffusers scheduler; "
+            f"got {type(scheduler).__name__}"
+        )
+    name = str(config.get("_class_name") or type(scheduler).__name__)
+    if "EDM" in name:
+        raise ValueError(
+            f"schedule must be of a network that is called with the state as it is; {name} "
+            "preconditions its network: wrap a function that does so, with NoiseSchedule.edm"
+        )
+    if "ScoreSdeVe" in name:
+        return "score"
+    if "FlowMatch" in name:
+        return "flow"
+    kind = str(config.get("prediction_type", "epsilon"))
+    return {"flow_prediction": "flow"}.get(kind, kind)
+
+
+def _agreed(given: str | Prediction | None, known: str) -> str | Prediction:
+    """The prediction that is known, unless another one was given."""
+    if given is not None and prediction_of(given).name != known:
+        raise ValueError(
+            f"prediction must be {known!r}, as the network or its scheduler says; "
+            f"got {prediction_of(given).name!r}"
+        )
+    return known if given is None else given
