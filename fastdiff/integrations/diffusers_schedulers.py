@@ -44,7 +44,7 @@ from fastdiff.integrations.linear_step import (
 HISTORY = ("model_outputs", "last_sample", "ets", "cur_sample", "cur_model_output", "sample",
            "prev_derivative")  # fmt: skip
 PLAIN = (bool, int, float, str, Tensor)  # in a key: numbers by value, tensors by identity
-BACKENDS = ("cpu", "cuda")
+SIMPLE = frozenset((bool, int, float, str, type(None)))  # the types of most options
 MOST_PLANS = 8192  # of a scheduler: eight runs of 1000 steps
 
 S = TypeVar("S", bound="FusedStep")
@@ -58,16 +58,10 @@ class _Fusion:
         self.tables: dict[Any, tuple[Any, int]] = {}  # by content, with their version
         # A timesteps table, its values, and the bytes from one to the next.
         self.times: dict[int, tuple[Tensor, list[float], int]] = {}
-        self.attributes: dict[tuple[str, ...], _Attributes] = {}
+        self.scales: dict[int, tuple[Tensor, int, Any]] = {}  # of a table of sigmas
+        self.attributes: dict[Any, _Attributes] = {}  # by names and types
         self.counts: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
-
-    def find(self, call: _Call) -> Plan | str | None:
-        try:
-            return self.plans.get(call.key)
-        except TypeError:  # an attribute that was a number is now something else: sort again
-            self.attributes.clear()
-            return None
 
     def known(self, name: str, table: Tensor | np.ndarray) -> Any:
         """The first table of this content, under this attribute and on this device."""
@@ -84,8 +78,11 @@ class _Fusion:
 
 
 def _version(table: Any) -> int:
-    """Of a tensor's content; inference tensors count none."""
-    return 0 if isinstance(table, np.ndarray) or table.is_inference() else table._version
+    """Of a tensor's content; inference tensors and arrays count none."""
+    try:
+        return table._version
+    except (RuntimeError, AttributeError):
+        return 0
 
 
 class _Attributes:
@@ -94,9 +91,18 @@ class _Attributes:
     def __init__(self, own: dict[str, Any]) -> None:
         rest = [name for name in own if name not in HISTORY and name != "_fusion"]
         simple = [name for name in rest if own[name] is None or isinstance(own[name], PLAIN)]
+        tables = [name for name in simple if isinstance(own[name], Tensor)]
         self.history = [name for name in own if name in HISTORY]
         self.others = [name for name in rest if name not in simple]
-        self.plain = itemgetter(*simple, *simple[:1])  # of two at least: it returns a tuple
+        self.plain = _values(simple)
+        self.tables = _values(tables)
+
+
+def _values(names: list[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """What gets the values of these names, as a tuple."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda own: tuple(own[name] for name in names)
 
 
 class FusedStep:
@@ -174,6 +180,9 @@ def fused(stock_step: Callable[..., Any]) -> Callable[..., Any]:
         if parameter.default is not parameter.empty
     }
 
+    special = ("timestep", "sample", "model_output", "generator")
+    options = [name for name in names if name not in special]
+
     @functools.wraps(stock_step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         fusion = _fusion(self)
@@ -183,12 +192,12 @@ def fused(stock_step: Callable[..., Any]) -> Callable[..., Any]:
                 kwargs and not kwargs.keys().isdisjoint(names[: len(args)])
             ):
                 raise NotLinear("the arguments are not those of the stock step")  # which says so
-            call = _Call(self, fusion, stock_step, given)
-            plan = fusion.find(call)
+            call = _Call(self, fusion, stock_step, given, options)
+            plan = fusion.plans.get(call.key)
             if plan is None:
                 self._know_tables()  # set by other ways than set_timesteps
-                call = _Call(self, fusion, stock_step, given)
-                plan = fusion.find(call)
+                call = _Call(self, fusion, stock_step, given, options)
+                plan = fusion.plans.get(call.key)
             if plan is None:
                 if len(fusion.plans) >= MOST_PLANS:
                     fusion.plans.clear()
@@ -213,7 +222,12 @@ class _Call:
     """One call of `step`: its tensors, its other arguments, and the key that finds its plan."""
 
     def __init__(
-        self, scheduler: Any, fusion: _Fusion, stock_step: Callable[..., Any], given: dict[str, Any]
+        self,
+        scheduler: Any,
+        fusion: _Fusion,
+        stock_step: Callable[..., Any],
+        given: dict[str, Any],
+        names: list[str],
     ) -> None:
         self.scheduler, self.fusion, self.stock_step = scheduler, fusion, stock_step
         output, sample = given.get("model_output"), given.get("sample")
@@ -225,16 +239,15 @@ class _Call:
             ("given", "sample"): sample,
             ("given", "model_output"): output,
         }
-        options: list[Any] = []
-        for name, value in given.items():
-            if name in ("timestep", "sample", "model_output", "generator"):
+        options = [given[name] for name in names]
+        for number, value in enumerate(options):
+            if type(value) in SIMPLE:
                 continue
             if isinstance(value, Tensor):
-                self.sources["given", name] = value
-                value = value.dtype
-            elif not (value is None or isinstance(value, PLAIN)):
-                raise NotLinear(f"{name} is a {type(value).__name__}")
-            options.append(value)
+                self.sources["given", names[number]] = value
+                options[number] = value.dtype
+            elif not isinstance(value, PLAIN):
+                raise NotLinear(f"{names[number]} is a {type(value).__name__}")
         timestep = given.get("timestep")
         self.time = self._time(timestep)
         self.key = (
@@ -246,13 +259,13 @@ class _Call:
     def _check(self) -> None:
         shape, device, grad = self.shape, self.sample.device, torch.is_grad_enabled()
         for tensor in self.sources.values():
-            if tensor.shape != shape or not tensor.dtype.is_floating_point:
+            if tensor.shape != shape or not tensor.is_floating_point():
                 raise NotLinear("a tensor is not of the sample's shape, or of whole numbers")
             if tensor.device != device:
                 raise NotLinear(f"tensors on {tensor.device} and {device}")
             if grad and tensor.requires_grad:
                 raise NotLinear("gradients are asked for")
-        if device.type not in BACKENDS:
+        if not (self.sample.is_cpu or self.sample.is_cuda):
             raise NotLinear(f"tensors on {device}")
         if torch.compiler.is_compiling():
             raise NotLinear("the step is inside torch.compile")
@@ -260,12 +273,11 @@ class _Call:
     def _state(self) -> Any:
         """The scheduler's part of the key; tensors of the sample's kind become sources."""
         own = vars(self.scheduler)
-        names = tuple(own)
-        sorted_ = self.fusion.attributes.get(names)
+        kinds = tuple(own), tuple(map(type, own.values()))
+        sorted_ = self.fusion.attributes.get(kinds)
         if sorted_ is None:
-            sorted_ = self.fusion.attributes[names] = _Attributes(own)
-        state: list[Any] = [names, *(values := sorted_.plain(own))]
-        state += [_version(value) for value in values if type(value) is Tensor]
+            sorted_ = self.fusion.attributes[kinds] = _Attributes(own)
+        state: list[Any] = [kinds, *sorted_.plain(own), *map(_version, sorted_.tables(own))]
         for name in sorted_.history:
             value = own[name]
             if isinstance(value, list):
@@ -303,7 +315,7 @@ class _Call:
             place = timestep.data_ptr() - known.data_ptr()
             if timestep.dtype == known.dtype and 0 <= place < size * len(values):
                 return values[place // size]
-        if timestep.device.type != "cpu":
+        if not timestep.is_cpu:
             self.fusion.reads["timestep"] += 1
         return timestep.item()
 
@@ -369,8 +381,15 @@ def _fields(result: Any) -> tuple[list[Form], Callable[..., Any]]:
         fields, make = list(result), lambda *tensors: tensors
     else:
         names, kind = list(result.keys()), type(result)
+        new: Callable[..., Any] = kind.__new__
         fields = [result[name] for name in names]
-        make = lambda *tensors: kind(**dict(zip(names, tensors, strict=True)))
+
+        def make(*tensors: Tensor) -> Any:
+            filled = new(kind)  # its own start looks up its fields each time
+            for name, tensor in zip(names, tensors, strict=True):
+                filled[name] = tensor  # also the attribute
+            return filled
+
     if not all(isinstance(f, Form) for f in fields):
         raise NotLinear("the result holds more than samples")
     return fields, make
@@ -387,9 +406,33 @@ def _tabled(stock_set: Callable[..., Any]) -> Callable[..., Any]:
     return set_timesteps
 
 
-def _fused_class(stock: Any, *steps: str) -> Any:
+def _scaled(stock_scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A stock `scale_model_input` that divides by sqrt(sigma^2 + 1), with these ready.
+
+    The stock one computes each anew, in four operations on tensors of one number.
+    """
+
+    @functools.wraps(stock_scale)
+    def scale_model_input(self: Any, sample: Tensor, timestep: Any) -> Tensor:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        table, known = self.sigmas, _fusion(self).scales
+        _, version, scales = known.get(id(table), (None, -1, ()))
+        if version != _version(table):
+            scales = ((table**2 + 1) ** 0.5).unbind()
+            known[id(table)] = table, _version(table), scales
+        if "is_scale_input_called" in vars(self):
+            self.is_scale_input_called = True
+        return sample / scales[self.step_index]
+
+    return scale_model_input
+
+
+def _fused_class(stock: Any, *steps: str, scales_input: bool = False) -> Any:
     """The subclass under the stock name, with these methods fused."""
-    methods = {name: fused(getattr(stock, name)) for name in steps or ("step",)}
+    methods: dict[str, Any] = {name: fused(getattr(stock, name)) for name in steps or ("step",)}
+    if scales_input:
+        methods["scale_model_input"] = _scaled(stock.scale_model_input)
     methods["set_timesteps"] = _tabled(stock.set_timesteps)
     # The stock module's name: pipelines save a scheduler by it, and then load without this package.
     own = {"__module__": stock.__module__, "__doc__": stock.__doc__}
@@ -402,6 +445,6 @@ DDPMScheduler = _fused_class(diffusers.DDPMScheduler)
 DPMSolverMultistepScheduler = _fused_class(diffusers.DPMSolverMultistepScheduler)
 UniPCMultistepScheduler = _fused_class(diffusers.UniPCMultistepScheduler)
 DEISMultistepScheduler = _fused_class(diffusers.DEISMultistepScheduler)
-EulerDiscreteScheduler = _fused_class(diffusers.EulerDiscreteScheduler)
-HeunDiscreteScheduler = _fused_class(diffusers.HeunDiscreteScheduler)
+EulerDiscreteScheduler = _fused_class(diffusers.EulerDiscreteScheduler, scales_input=True)
+HeunDiscreteScheduler = _fused_class(diffusers.HeunDiscreteScheduler, scales_input=True)
 ScoreSdeVeScheduler = _fused_class(diffusers.ScoreSdeVeScheduler, "step_pred", "step_correct")

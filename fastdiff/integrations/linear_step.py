@@ -222,7 +222,7 @@ class Plan:
         dtype: of the arithmetic: float64 where an operand is.
         clamp: (lowest, highest, weights of the operands) or None.
         noise: dtypes of the noise to draw, in order.
-        results: for each field of the output, the source or the number of the sum that it is.
+        results: for each field of the output, what it is: a sum is the source ("sum", number).
         output: makes the output object of the fields.
         kept: attributes that hold tensors afterwards: `Held`, or lists with some.
         constants: attributes that hold anything else.
@@ -241,21 +241,19 @@ class Plan:
     holds: tuple[Any, ...] = ()  # what the plan was found by, kept alive
     uploaded: dict[torch.device, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
-    def run(self, tensors: Mapping[Source, Tensor], device: torch.device) -> tuple[Any, Any]:
-        """Launch; returns the output object and the tensor attributes to be set."""
-        sums: list[Tensor] = []
+    def run(self, tensors: dict[Source, Tensor], device: torch.device) -> tuple[Any, Any]:
+        """Launch; returns the output object and the tensor attributes to be set.
+
+        The sums join the tensors that were given.
+        """
         if self.weights:
             weights, clamp = self.uploaded.get(device) or self._upload(device)
             operands = [tensors[source] for source in self.sources]
             sums = weighted_sums_unchecked(operands, weights, self.dtypes, clamp)
-
-        def value(kept: Any) -> Any:
-            if isinstance(kept, Held):
-                return tensors[kept.source] if kept.sum is None else sums[kept.sum]
-            return [value(part) for part in kept] if isinstance(kept, list) else kept
-
-        output = self.output(*map(value, self.results))
-        return output, {name: value(kept) for name, kept in self.kept.items()}
+            for number, value in enumerate(sums):
+                tensors["sum", number] = value
+        output = self.output(*[tensors[held.source] for held in self.results])
+        return output, {name: _value(kept, tensors) for name, kept in self.kept.items()}
 
     def _upload(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         weights = torch.tensor(self.weights, dtype=self.dtype).to(device)
@@ -268,10 +266,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Held:
-    """A tensor after the step: one of the sums, or a tensor that was there before."""
+    """A tensor after the step: a tensor that was there before, or a sum, ("sum", number)."""
 
-    sum: int | None = None
-    source: Source = None
+    source: Source
+
+
+def _value(kept: Any, tensors: Mapping[Source, Tensor]) -> Any:
+    if isinstance(kept, Held):
+        return tensors[kept.source]
+    return [_value(part, tensors) for part in kept] if isinstance(kept, list) else kept
 
 
 class PlanMaker:
@@ -286,12 +289,12 @@ class PlanMaker:
             ((source, weight),) = form.terms.items()
             plain = weight == 1.0 and not isinstance(source, Clamped)
             if plain and self.dtypes.get(source) == form.dtype:
-                return Held(source=source)
+                return Held(source)
         for number, other in enumerate(self.sums):
             if other.terms == form.terms and other.dtype == form.dtype:
-                return Held(sum=number)
+                return Held(("sum", number))
         self.sums.append(form)
-        return Held(sum=len(self.sums) - 1)
+        return Held(("sum", len(self.sums) - 1))
 
     def value(self, kept: Any) -> Any:
         if isinstance(kept, Form):
