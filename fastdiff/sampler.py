@@ -387,9 +387,10 @@ class _Run:
                 memory_format=_memory_format(noise),
             )
         # Networks embed times in float32 whatever their own dtype; half precision has too few bits.
-        times = self.table.times.expand(-1, self.batch).repeat(1, copies)
         wide = network_dtype == torch.float64
-        self.times = times.to(torch.float64 if wide else torch.float32).unbind(0)
+        times = self.table.times.to(torch.float64 if wide else torch.float32)
+        times = times.expand(-1, self.batch)
+        self.times = torch.cat([times] * copies, dim=1).unbind(0)
 
     def evaluate(self, number: int) -> Tensor:
         """The network's raw output F at a stage, [B or 2B, ...], dense like the state."""
@@ -608,5 +609,7 @@ def _dense(x: Tensor) -> Tensor:
 
 def _same_strides(a: Tensor, b: Tensor) -> bool:
     """Whether each sample of a is laid out as in b (dimensions of size one do not matter)."""
+    if a.stride() == b.stride():
+        return True
     pairs = zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True)
     return all(n == 1 or s == t for n, s, t in pairs)

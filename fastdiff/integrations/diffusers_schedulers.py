@@ -79,10 +79,7 @@ class _Fusion:
 
 def _version(table: Any) -> int:
     """Of a tensor's content; inference tensors and arrays count none."""
-    try:
-        return table._version
-    except (RuntimeError, AttributeError):
-        return 0
+    return 0 if isinstance(table, np.ndarray) or table.is_inference() else table._version
 
 
 class _Attributes:

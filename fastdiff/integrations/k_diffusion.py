@@ -13,9 +13,10 @@ a float64 x); the result has the dtype of x.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from torch import Tensor
 from fastdiff.sampler import Sampler
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
-from fastdiff.tableau import Tableau
 
 Model = Callable[..., Tensor]
 Options = tuple[tuple[str, Any], ...]
@@ -192,12 +192,9 @@ def _run(
     run = levels[:-1] if ends_denoised else levels
     state = x
     if len(run) > 1:
-        wide = x.dtype == torch.float64
-        sampler = Sampler(
-            lambda x, t: denoiser(x, t, **extra),
-            tableau=_tableau(solver, run, options),
-            dtype=torch.float64 if wide else torch.float32,
-        )
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sampler = copy.copy(_sampler(solver, run, options, dtype))  # shares the uploaded tables
+        sampler.denoiser = partial(denoiser, **extra)
         # The state at the first sigma, as the unit-variance noise that the tableau will scale.
         state = sampler(x / levels[0], stage_noise=noises()).to(x.dtype)
     if ends_denoised:
@@ -232,7 +229,14 @@ def _churn(solver: str, churn: float, low: float, high: float) -> tuple[str, Opt
 
 
 @lru_cache(maxsize=64)
-def _tableau(solver: str, levels: tuple[float, ...], options: Options) -> Tableau:
-    """The table of a run; the schedule reaches beyond the first sigma, for churned noise."""
+def _sampler(
+    solver: str, levels: tuple[float, ...], options: Options, dtype: torch.dtype
+) -> Sampler:
+    """A run without its model; the schedule reaches beyond the first sigma, for churned noise."""
     schedule = NoiseSchedule.edm(min(s for s in levels if s), 1.5 * levels[0])
-    return build_tableau(solver, schedule, spacing=levels, prediction="sample", **dict(options))
+    tableau = build_tableau(solver, schedule, spacing=levels, prediction="sample", **dict(options))
+    return Sampler(_no_model, tableau=tableau, dtype=dtype)
+
+
+def _no_model(x: Tensor, sigma: Tensor) -> Tensor:
+    raise AssertionError("each run brings its model")
