@@ -14,6 +14,7 @@ del _checkout
 
 from fastdiff import ops  # noqa: E402
 from fastdiff.acceleration import accelerate, restore  # noqa: E402
+from fastdiff.capturable import check_capturable  # noqa: E402
 from fastdiff.denoisers import NetworkDenoiser, wrap  # noqa: E402
 from fastdiff.ops import seeded_noise  # noqa: E402
 from fastdiff.prediction import PREDICTIONS, Prediction  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "Write",
     "accelerate",
     "build_tableau",
+    "check_capturable",
     "ops",
     "register_solver",
     "restore",

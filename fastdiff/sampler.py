@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastdiff import _ext
 from fastdiff.denoisers import NetworkDenoiser
+from fastdiff.graph import (
+    PAYS,
+    Loop,
+    cache_of,
+    faster,
+    leaf_key,
+    require_no_hooks,
+    weights_of,
+)
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
 from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
 from fastdiff.prediction import Prediction
@@ -63,6 +75,14 @@ class Sampler:
         dynamic_threshold: a quantile such as 0.995: each image's x0 estimates are clamped to its
             own quantile of |x0| where that is above the upper clip bound, and scaled back to it
             (Saharia et al. 2022). Needs `clip`. Not linear: done by PyTorch before the launch.
+        capture: whether a call may be a replay of the whole loop, recorded at the first call of its
+            kind (shapes, layouts, dtypes, keywords, number of steps). "auto": as a CUDA graph, for
+            networks that are modules, where a measurement at that call finds it faster. "always":
+            also for other callables, and on the CPU, where it is slower and serves as a proof. With
+            a callback or a progress bar, or with FASTDIFF_CAPTURE=0 in the environment, the loop is
+            stepwise. Weights may be changed in place; new ones are noticed.
+        capture_key: called before each replay; a recorded loop is used where this returns what it
+            did then, such as the name of the active adapter.
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
 
     Noise is of unit variance; the tableau scales it. Sampling ends at the clean image where the
@@ -81,6 +101,8 @@ class Sampler:
         dtype: torch.dtype = torch.float32,
         progress: bool = False,
         dynamic_threshold: float | None = None,
+        capture: str = "auto",
+        capture_key: Callable[[], Hashable] | None = None,
         **options: Any,
     ) -> None:
         if not callable(denoiser):
@@ -117,6 +139,9 @@ class Sampler:
                 )
         self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
         self.dynamic_threshold = dynamic_threshold
+        if capture not in ("auto", "always", "never"):
+            raise ValueError(f'capture must be "auto", "always" or "never"; got {capture!r}')
+        self.capture, self.capture_key = capture, capture_key
         self._tables: dict[torch.device, _Table] = {}
         self._routed: dict[str, int] = {}
 
@@ -169,35 +194,37 @@ class Sampler:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         noise, seeds = self._initial_noise(noise, seeds, shape)
-        run = _Run(self, noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
-                   uncond, conditioning)  # fmt: skip
-        bar, calls = self._bar(), 0
-        for number, stage in enumerate(self.tableau.stages):
-            output = None if stage.time is None else run.evaluate(number)
-            run.launch(number, output)
-            if stage.time is None:
-                continue
-            calls += 1
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                state = run.views[stage.writes[0].slot]
-                callback(Progress(calls, self.tableau.nfe, float(np.mean(stage.time)), state))
-        if bar is not None:
-            bar.close()
-        return run.views[self.tableau.result].clone()
+        given = _Given(noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
+                       uncond, conditioning)  # fmt: skip
+        if callback is None and not self.progress and self._captures(noise.device):
+            return self._captured(given)
+        return self._stepwise(given, self._table(noise.device), callback).clone()
 
     @torch.no_grad()
-    def prepare(self, shape: Sequence[int], *, device: torch.device | str | None = None) -> Sampler:
+    def prepare(
+        self,
+        shape: Sequence[int],
+        *,
+        device: torch.device | str | None = None,
+        guidance_scale: float | Tensor | None = None,
+        uncond: dict[str, Any] | None = None,
+        **conditioning: Any,
+    ) -> Sampler:
         """Upload the tables and compile the kernels for a batch shape [B, ...], ahead of use.
 
-        Returns the sampler itself.
+        Where the loop is captured, or guidance or conditioning is given, a whole run is made with
+        it, so that the first call of such a shape replays. Returns the sampler itself.
         """
         device = torch.device(device) if device is not None else self._network_device()
         noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
         seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
         image = noise if self.tableau.from_image else None
-        run = _Run(self, noise, seeds, image, None, None, None, 0.0, None, {})
+        if conditioning or guidance_scale is not None or self._captures(device):
+            self(noise, seeds=seeds, image=image, guidance_scale=guidance_scale, uncond=uncond,
+                 **conditioning)  # fmt: skip
+            return self
+        given = _Given(noise, seeds, image, None, None, None, 0.0, None, {})
+        run = _Run(self, given, self._table(device))
         for number, stage in enumerate(self.tableau.stages):
             if stage.fill is None:
                 run.launch(number, None if stage.time is None else noise)
@@ -224,9 +251,13 @@ class Sampler:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(device),
             "backend": "Triton" if device.type == "cuda" else host,
-            "loop": "eager",
+            "loop": "captured" if self._captures(device) else "eager",
             "routed": dict(self._routed),
         }
+        if self._captures(device):
+            cache = cache_of(self.denoiser)
+            description["captured"] = sum(isinstance(v, Loop) for v in cache.loops.values())
+            description["captured_bytes"] = cache.bytes
         if shape is not None:
             description["bytes"] = tableau.passes * int(np.prod(shape)) * self.dtype.itemsize
         return description
@@ -239,6 +270,105 @@ class Sampler:
         )
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _stepwise(
+        self,
+        given: _Given,
+        table: _Table,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Tensor:
+        """The loop in Python; returns the slot that holds the result."""
+        run = _Run(self, given, table)
+        bar, calls = self._bar(), 0
+        for number, stage in enumerate(self.tableau.stages):
+            output = None if stage.time is None else run.evaluate(number)
+            run.launch(number, output)
+            if stage.time is None:
+                continue
+            calls += 1
+            if bar is not None:
+                bar.update()
+            if callback is not None:
+                state = run.views[stage.writes[0].slot]
+                callback(Progress(calls, self.tableau.nfe, float(np.mean(stage.time)), state))
+        if bar is not None:
+            bar.close()
+        return run.views[self.tableau.result]
+
+    def _captures(self, device: torch.device) -> bool:
+        """Whether a call on this device may be a replay."""
+        if self.capture == "never" or os.environ.get("FASTDIFF_CAPTURE") == "0":
+            return False
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False  # the caller captures
+        if self.capture == "always":
+            return device.type in ("cpu", "cuda")
+        return device.type == "cuda" and self._parameter is not None
+
+    def _captured(self, given: _Given) -> Tensor:
+        """The loop as a replay, recorded at the first call of its kind, or why not and stepwise."""
+        device, given = given.noise.device, self._ready(given)
+        table, cache, key = self._table(device), cache_of(self.denoiser), None
+        stepwise = lambda: self._stepwise(given, table).clone()
+        with cache.lock:
+            try:
+                weights = weights_of(self.denoiser)
+                leaves, spec = tree_flatten(given)
+                key = self._capture_key(leaves, spec, table, weights)
+                loop = cache.find(key)
+                if loop is None:
+                    loop = self._recorded(leaves, spec, weights, cache.pool(device))
+                    if self.capture == "auto":
+                        replay = lambda: loop.run(leaves, table.buffers)
+                        ratio = faster(stepwise, replay, device)
+                        loop = loop if ratio * PAYS > 1 else f"a replay is {ratio:.2f}x as fast"
+                    cache.keep(key, loop)
+                if isinstance(loop, Loop):
+                    return loop.run(leaves, table.buffers).clone()
+            except Exception as error:  # whatever a capture meets, the sample is finished
+                result = stepwise()
+                loop = f"{type(error).__name__}: {error}".partition("\n")[0]
+                warnings.warn(f"the loop is not captured: {loop}", stacklevel=3)
+                if key is not None:
+                    cache.keep(key, loop)
+                self._count(f"stepwise, {loop}")
+                return result
+        self._count(f"stepwise, {loop}")
+        return stepwise()
+
+    def _ready(self, given: _Given) -> _Given:
+        """The arguments of a run with all that the host has to do for them done."""
+        scale, seeds, noises = given.guidance_scale, given.seeds, given.stage_noise
+        if scale is not None:
+            scale = torch.as_tensor(scale, dtype=self.dtype, device=given.noise.device)
+        noises = None if noises is None else list(noises)
+        if not self.tableau.stochastic:
+            seeds = noises = None
+        elif seeds is None and noises is None:
+            seeds = torch.randint(2**62, (len(given.noise),)).to(given.noise.device)
+        return given._replace(guidance_scale=scale, seeds=seeds, stage_noise=noises)
+
+    def _capture_key(
+        self, leaves: list[Any], spec: Any, table: _Table, weights: list[Tensor]
+    ) -> Hashable:
+        """What a recorded loop is good for; raises NotCapturable where there can be none."""
+        if isinstance(self.denoiser, nn.Module):
+            require_no_hooks(self.denoiser)
+        extra = self.capture_key() if self.capture_key is not None else None
+        return (
+            table.structure, self.dtype, self.dynamic_threshold, spec,
+            tuple(leaf_key(leaf) for leaf in leaves),
+            tuple(weight.data_ptr() for weight in weights), extra,
+        )  # fmt: skip
+
+    def _recorded(self, leaves: list[Any], spec: Any, weights: list[Tensor], pool: Any) -> Loop:
+        """The loop, recorded over buffers and a table of its own."""
+        given = tree_unflatten(leaves, spec)
+        device = given.noise.device
+        with torch.inference_mode(False):
+            table = _Table(self.tableau, self.dtype, device)
+        body = lambda static: self._stepwise(tree_unflatten(static, spec), table)
+        return Loop(body, leaves, table.buffers, weights, device, pool)
 
     def _bar(self) -> Any:
         if not self.progress:
@@ -305,13 +435,28 @@ class Sampler:
         self._routed[reason] = self._routed.get(reason, 0) + 1
 
 
+class _Given(NamedTuple):
+    """The arguments of one call, as `Sampler.__call__` explains them."""
+
+    noise: Tensor
+    seeds: Tensor | None
+    image: Tensor | None
+    mask: Tensor | None
+    stage_noise: Iterable[Tensor] | None
+    guidance_scale: float | Tensor | None
+    guidance_rescale: float
+    uncond: dict[str, Any] | None
+    conditioning: dict[str, Any]
+
+
 class _Table:
     """A tableau on a device: its numbers uploaded once, and what the loop asks of each stage."""
 
     def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
         stages, numbers = tableau.stages, range(len(tableau.stages))
-        self.rows = _upload([tableau.row(i) for i in numbers], dtype, device)
-        self.indices = _upload([tableau.index(i) for i in numbers], torch.int32, device)
+        self.buffers: list[Tensor] = []  # all of its numbers; another table's may be copied in
+        self.rows = self._upload([tableau.row(i) for i in numbers], dtype, device)
+        self.indices = self._upload([tableau.index(i) for i in numbers], torch.int32, device)
         self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
         self.identity = [stage.is_identity for stage in stages]
         self.stochastic = [stage.is_stochastic for stage in stages]
@@ -321,39 +466,42 @@ class _Table:
         self.times = torch.tensor(
             np.stack([np.broadcast_to(t, width) for t in times]), device=device
         )  # float64 [stages, 1 or B]
+        self.buffers.append(self.times)
         levels = [np.atleast_1d(c) for stage in stages for c in stage.level]
-        uploaded = iter(_upload(levels, dtype, device))
+        uploaded = iter(self._upload(levels, dtype, device))
         self.levels = list(zip(uploaded, uploaded, strict=True))
         self.merge: list[list[Tensor]] | None = None
         if tableau.merge is not None:
             self.merge = [
-                _upload([np.atleast_1d(c) for c in pair], dtype, device) for pair in tableau.merge
+                self._upload([np.atleast_1d(c) for c in pair], dtype, device)
+                for pair in tableau.merge
             ]
+        # What a recorded loop fixes of a run: everything but the numbers in the buffers.
+        self.structure = (
+            tuple(self.variants), tuple(self.identity), tuple(self.stochastic), self.scales_input,
+            tuple((stage.sees, stage.writes[0].slot, stage.time is None, stage.guidance,
+                   stage.fill) for stage in stages),
+            tableau.slots, tableau.result, tableau.samples, tableau.from_image, tableau.clip,
+            tuple(buffer.shape for buffer in self.buffers),
+        )  # fmt: skip
 
-
-def _upload(arrays: list[np.ndarray], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    flat = torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays])).to(device, dtype)
-    parts = flat.split([a.size for a in arrays])
-    return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+    def _upload(
+        self, arrays: list[np.ndarray], dtype: torch.dtype, device: torch.device
+    ) -> list[Tensor]:
+        """Views, in their shapes, of one buffer that holds all arrays."""
+        flat = torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays])).to(device, dtype)
+        self.buffers.append(flat)
+        parts = flat.split([a.size for a in arrays])
+        return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
 class _Run:
     """One call of a sampler: its buffers, and the two halves of a stage."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        noise: Tensor,
-        seeds: Tensor | None,
-        image: Tensor | None,
-        mask: Tensor | None,
-        stage_noise: Iterable[Tensor] | None,
-        guidance_scale: float | Tensor | None,
-        guidance_rescale: float,
-        uncond: dict[str, Any] | None,
-        conditioning: dict[str, Any],
-    ) -> None:
-        self.sampler, self.tableau = sampler, sampler.tableau
+    def __init__(self, sampler: Sampler, given: _Given, table: _Table) -> None:
+        (noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale, uncond,
+         conditioning) = given  # fmt: skip
+        self.sampler, self.tableau, self.table = sampler, sampler.tableau, table
         self.batch = noise.shape[0]
         if self.tableau.samples not in (None, self.batch):
             raise ValueError(
@@ -362,7 +510,6 @@ class _Run:
             )
         network_dtype = sampler._network_dtype(noise)
         noise = _dense(noise).to(sampler.dtype)
-        self.table = sampler._table(noise.device)
         self.slots = allocate_slots(self.tableau.slots, noise)
         self.views = list(self.slots.unbind(0))
         self.views[0].copy_(noise)

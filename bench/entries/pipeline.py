@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
-from fastdiff import NoiseSchedule, Sampler
+from fastdiff import Sampler, wrap
 
 SIDE = 32
 
@@ -133,12 +133,31 @@ def _piped(pipeline: Any, device: torch.device, batch: int, steps: int) -> Call:
     return call
 
 
-def ours(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
+def ours(
+    device: torch.device, steps: int, capture: str = "auto"
+) -> Callable[[Sequence[Tensor]], Call]:
+    """Our loop: on a GPU one captured graph, where that is faster."""
+
     def make(noises: Sequence[Tensor]) -> Call:
-        network = plain(unet(device))
-        schedule = NoiseSchedule.from_diffusers(scheduler())
-        sampler = Sampler(network, schedule, solver="ddim", steps=steps)
+        denoiser = wrap(unet(device), schedule=scheduler())
+        sampler = Sampler(denoiser, solver="ddim", steps=steps, capture=capture)
         return lambda i: sampler(noises[i])
+
+    return make
+
+
+def replays_alone(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
+    """As many replays of the network as the loop has, and nothing between them: the floor."""
+
+    def make(noises: Sequence[Tensor]) -> Call:
+        network, t = graphed(plain)(unet(device)), torch.zeros((), device=device)
+
+        def call(i: int) -> Tensor:
+            for _ in range(steps):
+                result = network(noises[i], t)
+            return result
+
+        return call
 
     return make
 
@@ -153,7 +172,8 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), (16, 10), (1, 50)):
+    large = ((16, 10),) if device.type == "cuda" else ()
+    for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), *large, (1, 50)):
         shape = (batch, 3, SIDE, SIDE)
         yield Case(
             "ddim",
@@ -174,6 +194,15 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 "stock loop": Baseline(stepped(device, steps, plain), capturable=False),
                 "stock loop, compiled network": Baseline(
                     stepped(device, steps, compiled), apart=True, capturable=False, quick=False
+                ),
+                "our loop, eager": Baseline(
+                    ours(device, steps, "never"), capturable=False, devices=("cuda",)
+                ),
+                "replays of the network alone": Baseline(
+                    replays_alone(device, steps),
+                    capturable=False,
+                    agrees=False,
+                    devices=("cuda",),
                 ),
                 "stock loop, network in a graph": Baseline(
                     stepped(device, steps, graphed(plain)), capturable=False, devices=("cuda",)

@@ -56,6 +56,7 @@ class _Fusion:
     def __init__(self) -> None:
         self.plans: dict[Any, Plan | str] = {}
         self.tables: dict[Any, tuple[Any, int]] = {}  # by content, with their version
+        self.seen: dict[str, tuple[Any, int]] = {}  # the last one of each name
         # A timesteps table, its values, and the bytes from one to the next.
         self.times: dict[int, tuple[Tensor, list[float], int]] = {}
         self.scales: dict[int, tuple[Tensor, int, Any]] = {}  # of a table of sigmas
@@ -150,8 +151,14 @@ class FusedStep:
     def _know_tables(self) -> None:
         fusion = _fusion(self)
         for name, value in vars(self).items():
-            if isinstance(value, (Tensor, np.ndarray)) and name not in HISTORY:
-                vars(self)[name] = fusion.known(name, value)
+            if not isinstance(value, (Tensor, np.ndarray)) or name in HISTORY:
+                continue
+            seen, version = fusion.seen.get(name, (None, 0))
+            if seen is value and version == _version(value):
+                continue
+            value = vars(self)[name] = fusion.known(name, value)
+            if isinstance(value, Tensor) and not value.is_inference():  # else changes do not show
+                fusion.seen[name] = value, _version(value)
 
 
 def _rebuild(name: str, state: dict[str, Any]) -> Any:

@@ -1,0 +1,276 @@
+"""A function of tensors as one replay: recorded once over fixed buffers, fed by copies.
+
+On CUDA the recording is a CUDA graph. On the CPU it is the list of PyTorch operations with the very
+tensors they ran on, issued again in order: slower than the function, and a proof that nothing of it
+depends on Python, on addresses that move or on numbers that were read by the host.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+WARM_UPS = 2  # runs before a capture: lazy initialisation, autotuning, compilation
+PAYS = 0.99  # a replay must take less than this share of the eager time to be kept
+
+
+class NotCapturable(RuntimeError):
+    """What an operation does cannot be repeated by a replay."""
+
+
+class CpuRecording:
+    """The operations of a function on CPU tensors.
+
+    Attributes:
+        result: what the function returned; a replay writes it anew, at the same address.
+    """
+
+    def __init__(self, body: Callable[[], Tensor]) -> None:
+        recorder = _Recorder()
+        with recorder:
+            self.result = body()
+        self._steps = recorder.steps
+
+    def replay(self) -> None:
+        for func, args, kwargs, fresh in self._steps:
+            results = func(*args, **kwargs)
+            for kept, new in zip(fresh, _fresh(func, results), strict=True):
+                kept.copy_(new)
+
+    def intermediates(self) -> Iterator[Tensor]:
+        """Every tensor that an operation of the function made."""
+        for _, _, _, fresh in self._steps:
+            yield from fresh
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.intermediates())
+
+
+class CudaRecording:
+    """The same as a CUDA graph, captured in thread-local mode."""
+
+    def __init__(self, body: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    body()
+            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_reserved()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self.result = body()
+            self.bytes = max(torch.cuda.memory_reserved() - before, 0)
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class Loop:
+    """A recorded function with the buffers it reads.
+
+    Args:
+        body: called with the static leaves; must read nothing else that changes.
+        leaves: what one call was given; tensors get buffers of the same layout, the rest is fixed.
+        tables: tensors that body reads besides: copied into at each run.
+        held: tensors whose addresses the recording uses, kept alive with it (weights).
+    """
+
+    def __init__(
+        self,
+        body: Callable[[list[Any]], Tensor],
+        leaves: Sequence[Any],
+        tables: Sequence[Tensor],
+        held: Sequence[Tensor],
+        device: torch.device,
+        pool: Any = None,
+    ) -> None:
+        self._tables, self._held = list(tables), list(held)
+        self.recording: CpuRecording | CudaRecording
+        with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
+            self._leaves = [_buffer(leaf) for leaf in leaves]
+            call = lambda: body(self._leaves)
+            if device.type == "cuda":
+                self.recording = CudaRecording(call, device, pool)
+            else:
+                self.recording = CpuRecording(call)
+
+    def run(self, leaves: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+        """Copy a call's tensors in, replay, and return the result: overwritten by the next run."""
+        with torch.inference_mode(False), torch.no_grad():
+            for buffer, leaf in zip(self._leaves, leaves, strict=True):
+                if isinstance(buffer, Tensor):
+                    buffer.copy_(leaf)
+            for buffer, table in zip(self._tables, tables, strict=True):
+                buffer.copy_(table)
+            self.recording.replay()
+        return self.recording.result
+
+
+class LoopCache:
+    """The loops recorded over one network, least recently used first to go.
+
+    most: how many are kept; memory: bytes they may hold together, None for no bound. Loops on CUDA
+    share one memory pool: they never run at the same time, which the lock sees to.
+    """
+
+    def __init__(self, most: int = 8, memory: int | None = None) -> None:
+        self.most, self.memory = most, memory
+        self.lock = threading.RLock()
+        self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
+        self._pool: Any = None
+
+    def pool(self, device: torch.device) -> Any:
+        if self._pool is None and device.type == "cuda":
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def find(self, key: Hashable) -> Loop | str | None:
+        """The loop of a key, or why there is none; None for a new key."""
+        if key in self.loops:
+            self.loops.move_to_end(key)
+        return self.loops.get(key)
+
+    def keep(self, key: Hashable, loop: Loop | str) -> None:
+        """Remember a loop, or why there is none; the oldest make room."""
+        self.loops[key] = loop
+        while len(self.loops) > self.most or (
+            self.memory is not None and self.bytes > self.memory and len(self.loops) > 1
+        ):
+            self.loops.popitem(last=False)
+
+    @property
+    def bytes(self) -> int:
+        return sum(loop.recording.bytes for loop in self.loops.values() if isinstance(loop, Loop))
+
+
+_caches: weakref.WeakKeyDictionary[Any, LoopCache] = weakref.WeakKeyDictionary()
+
+
+def cache_of(denoiser: Any) -> LoopCache:
+    """The cache of a network, shared by all samplers over it; gone with the network."""
+    return _caches.setdefault(denoiser, LoopCache())
+
+
+def weights_of(network: Any) -> list[Tensor]:
+    """Parameters and buffers, in a fixed order, of a module and all below it."""
+    found: list[Tensor] = []
+    waiting = [network] if isinstance(network, nn.Module) else []
+    while waiting:
+        module = waiting.pop()
+        for table in (module._parameters, module._buffers):
+            found += [tensor for tensor in table.values() if tensor is not None]
+        waiting += [child for child in module._modules.values() if child is not None]
+    return found
+
+
+def require_no_hooks(network: nn.Module) -> None:
+    """Raises NotCapturable for a network whose weights are moved about (offloading)."""
+    for module in network.modules():
+        if "_hf_hook" in vars(module):
+            raise NotCapturable(f"{type(module).__name__} has an offloading hook")
+
+
+def leaf_key(leaf: Any) -> Hashable:
+    """What a recording fixes of an argument: the layout of a tensor, the value of the rest.
+
+    Raises NotCapturable for what is neither.
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    try:
+        hash(leaf)
+    except TypeError:
+        raise NotCapturable(
+            f"an argument is a {type(leaf).__name__}: it has no hash to be known by"
+        ) from None
+    return type(leaf), leaf
+
+
+def faster(eager: Callable[[], Any], replay: Callable[[], Any], device: torch.device) -> float:
+    """Eager time over replay time, medians of three each."""
+    taken: dict[str, list[float]] = {"eager": [], "replay": []}
+    for _ in range(3):
+        for name, call in (("eager", eager), ("replay", replay)):
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            taken[name].append(time.perf_counter() - start)
+    return sorted(taken["eager"])[1] / sorted(taken["replay"])[1]
+
+
+# == Recording on the CPU ==========================================================================
+
+Step = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
+
+
+class _Recorder(TorchDispatchMode):
+    """Lists the operations that a replay has to issue, with the tensors they made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        masked = func.overloadpacket.__name__.startswith("index") and _has_mask(args)
+        read = torch.Tag.data_dependent_output in func.tags
+        if read or masked or _shape_of_data(func):
+            raise NotCapturable(f"{func} reads data on the host or sizes a tensor by it")
+        results = func(*args, **kwargs)
+        fresh = list(_fresh(func, results))
+        empty = func.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        written = func._schema.is_mutable and torch.Tag.inplace_view not in func.tags
+        if (fresh and not empty) or written:
+            # As they are now: a later operation may give them another shape in place.
+            args, kwargs = tree_map(_as_it_is, (args, kwargs))
+            self.steps.append((func, args, kwargs, [_as_it_is(t) for t in fresh]))
+        return results
+
+
+def _fresh(func: Any, results: Any) -> Iterator[Tensor]:
+    """Those results of an operation that are neither views nor written arguments."""
+    listed = results if isinstance(results, (tuple, list)) else (results,)
+    returns = func._schema.returns
+    if len(returns) == 1 and isinstance(results, list):  # one list of tensors
+        listed, returns = results, returns * len(results)
+    for result, declared in zip(listed, returns, strict=False):
+        if isinstance(result, Tensor) and declared.alias_info is None:
+            yield result
+
+
+def _as_it_is(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _has_mask(args: Iterable[Any]) -> bool:
+    indices = next((a for a in args if isinstance(a, (list, tuple))), ())
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
+def _shape_of_data(func: Any) -> bool:
+    name = func.overloadpacket.__name__
+    return torch.Tag.dynamic_output_shape in func.tags and not name.startswith("index")
+
+
+def _buffer(leaf: Any) -> Any:
+    """A tensor of the same layout (a dense one, if that is not), and for now the same content."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

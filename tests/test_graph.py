@@ -1,0 +1,392 @@
+"""The loop as one replay, on the CPU: recorded operations over fixed buffers."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fastdiff
+from fastdiff.graph import Loop, LoopCache, cache_of
+from fastdiff.models import load_digits
+
+
+class Network(nn.Module):
+    """Convolutions, a time embedding and a label; counts how often its Python is entered."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.norm, self.time, self.label = nn.GroupNorm(2, 8), nn.Linear(1, 8), nn.Embedding(5, 8)
+        self.requires_grad_(False)
+        self.entered = 0
+
+    def forward(self, x, t, labels=None):
+        self.entered += 1
+        h = self.first(x) + self.time((t[:, None] / 1000).to(x.dtype))[:, :, None, None]
+        if labels is not None:
+            h = h + self.label(labels)[:, :, None, None]
+        return self.last(nn.functional.silu(self.norm(h)))
+
+
+SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
+
+
+def pair(network=None, schedule=SCHEDULE, **options):
+    """The same sampler with and without replays."""
+    network = network or Network()
+    options = {"steps": 4} | options
+    return tuple(
+        fastdiff.Sampler(network, schedule, capture=capture, **options)
+        for capture in ("always", "never")
+    )
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loops(sampler):
+    return [v for v in cache_of(sampler.denoiser).loops.values() if isinstance(v, Loop)]
+
+
+def poison(sampler):
+    """NaN into everything that the recorded operations made."""
+    for loop in loops(sampler):
+        for tensor in loop.recording.intermediates():
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+            else:
+                tensor.fill_(1)
+
+
+@pytest.mark.parametrize("solver", fastdiff.solver_names())
+def test_every_solver_replays_to_the_bit(solver):
+    replayed, eager = pair(solver=solver)
+    for seed in (1, 2, 3):
+        x, seeds = normal(2, 3, 8, 8, seed=seed), [seed, seed + 10]
+        if seed > 1:
+            poison(replayed)
+        assert torch.equal(replayed(x, seeds=seeds), eager(x, seeds=seeds))
+    assert len(loops(replayed)) == 1 and replayed.describe()["routed"] == {}
+
+
+def test_new_noise_schedule_guidance_and_prompt_are_copies():
+    """After every intermediate was poisoned, with the loop's Python not entered again."""
+    network = Network()
+    schedules = [
+        fastdiff.NoiseSchedule.linear_beta(),
+        fastdiff.NoiseSchedule.scaled_linear_beta(),
+        fastdiff.NoiseSchedule.cosine(),
+    ]
+    addresses = None
+    for round_, schedule in enumerate(schedules):
+        replayed, eager = pair(network, schedule)
+        given = {
+            "guidance_scale": 1.5 + round_,
+            "labels": torch.tensor([round_, 3]),
+            "uncond": {"labels": torch.tensor([4])},
+        }
+        x = normal(2, 3, 8, 8, seed=round_)
+        wanted = eager(x, **given)
+        if round_:
+            poison(replayed)
+        before = network.entered
+        found = replayed(x, **given)
+        assert torch.equal(found, wanted)
+        assert network.entered - before == (4 if round_ == 0 else 0)
+        (loop,) = loops(replayed)
+        now = [tensor.data_ptr() for tensor in loop.recording.intermediates()]
+        assert addresses in (None, now)
+        addresses = now
+
+
+def test_a_real_network_replays():
+    network, _ = load_digits()
+    replayed, eager = pair(network, steps=5)
+    labels = torch.arange(4)
+    for seed in (0, 7):
+        seeds = range(seed, seed + 4)
+        found = replayed(seeds=seeds, shape=(1, 8, 8), labels=labels)
+        assert torch.equal(found, eager(seeds=seeds, shape=(1, 8, 8), labels=labels))
+
+
+def test_wrapped_diffusers_unets_replay():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval().requires_grad_(False)  # fmt: skip
+    denoiser = fastdiff.wrap(unet, schedule=diffusers.DDPMScheduler())
+    replayed, eager = pair(denoiser, None, solver="dpmpp_2m", clip=1.0)
+    for seed in (1, 2):
+        x = normal(2, 3, 8, 8, seed=seed)
+        assert torch.equal(replayed(x), eager(x))
+
+
+def test_the_result_is_the_callers():
+    replayed, _ = pair()
+    first = replayed(normal(1, 3, 8, 8))
+    kept = first.clone()
+    replayed(normal(1, 3, 8, 8, seed=1))
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("mode", ["image", "mask", "stage_noise", "rescale", "threshold"])
+def test_the_other_ways_to_call(mode):
+    given, options = [], {}
+    for seed in (0, 1):
+        x, image = normal(2, 3, 8, 8, seed=seed), normal(2, 3, 8, 8, seed=seed + 5)
+        if mode == "image":
+            options, extra = {"from_image": True, "start": 600}, {"image": image}
+        elif mode == "mask":
+            extra = {"image": image, "mask": (normal(1, 1, 8, 8, seed=seed) > 0).float()}
+        elif mode == "stage_noise":
+            options = {"solver": "ddpm"}
+            extra = {"stage_noise": [normal(2, 3, 8, 8, seed=seed + k) for k in range(4)]}
+        elif mode == "rescale":
+            extra = {"guidance_scale": torch.tensor([2.0, 3.0 + seed]), "guidance_rescale": 0.7}
+        else:
+            options, extra = {"dynamic_threshold": 0.9, "clip": 1.0}, {}
+        given.append((x, extra))
+    replayed, eager = pair(**options)
+    for x, extra in given:
+        assert torch.equal(replayed(x, **extra), eager(x, **extra))
+    assert len(loops(replayed)) == 1
+
+
+def test_weights_changed_in_place_count_and_new_ones_are_noticed():
+    network = Network()
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+    replayed(x)
+    network.last.weight.mul_(2)  # as a LoRA that is merged
+    before = network.entered
+    found = replayed(x)
+    assert network.entered == before and torch.equal(found, eager(x))
+    network.last.weight = nn.Parameter(network.last.weight.clone() * 2, requires_grad=False)
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 2
+    network.first = nn.Sequential(network.first, nn.Conv2d(8, 8, 1).requires_grad_(False))
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 3
+
+
+def test_what_is_a_loop_of_its_own():
+    network = Network()
+    replayed, eager = pair(network)
+    calls = [
+        (normal(1, 3, 8, 8), {}),
+        (normal(2, 3, 8, 8), {}),
+        (normal(2, 3, 8, 8).to(memory_format=torch.channels_last), {}),
+        (normal(2, 3, 8, 8), {"labels": torch.tensor([1, 2])}),
+        (normal(2, 3, 8, 8), {"guidance_scale": 2.0}),
+        (normal(2, 3, 8, 8), {"guidance_scale": torch.tensor([2.0, 3.0])}),
+    ]
+    for again in (False, True):
+        for number, (x, extra) in enumerate(calls):
+            assert torch.equal(replayed(x, **extra), eager(x, **extra))
+            assert len(loops(replayed)) == (len(calls) if again else number + 1)
+
+
+def test_the_oldest_loops_make_room():
+    cache = LoopCache(most=2)
+    for key in "abc":
+        cache.keep(key, f"why not {key}")
+    assert list(cache.loops) == ["b", "c"] and cache.find("a") is None
+    cache.find("b")  # used last
+    cache.keep("d", "why not d")
+    assert list(cache.loops) == ["b", "d"]
+
+
+def test_a_bound_on_memory():
+    network = Network()
+    replayed, _ = pair(network)
+    replayed(normal(1, 3, 8, 8))
+    (loop,) = loops(replayed)
+    assert loop.recording.bytes > 4 * 1 * 3 * 8 * 8
+    cache_of(network).memory = loop.recording.bytes
+    replayed(normal(4, 3, 8, 8))  # more than fits: it is kept alone
+    assert len(loops(replayed)) == 1 and loops(replayed)[0] is not loop
+    assert replayed.describe()["captured_bytes"] == loops(replayed)[0].recording.bytes
+
+
+def test_a_cache_goes_with_its_network():
+    import gc
+    import weakref
+
+    replayed, eager = pair()
+    replayed(normal(1, 3, 8, 8))
+    gone = weakref.ref(replayed.denoiser)
+    del replayed, eager
+    gc.collect()
+    assert gone() is None
+
+
+def test_callbacks_bars_and_the_environment_are_stepwise(monkeypatch, capsys):
+    network = Network()
+    replayed, eager = pair(network)
+    x, seen = normal(1, 3, 8, 8), []
+    wanted = eager(x)
+    replayed(x)
+    assert torch.equal(replayed(x, callback=seen.append), wanted) and len(seen) == 4
+    bar = fastdiff.Sampler(network, SCHEDULE, steps=4, capture="always", progress=True)
+    assert torch.equal(bar(x), wanted) and "4/4" in capsys.readouterr().err
+    monkeypatch.setenv("FASTDIFF_CAPTURE", "0")
+    before = network.entered
+    assert torch.equal(replayed(x), wanted) and network.entered == before + 4
+    assert replayed.describe()["loop"] == "eager"
+
+
+def test_auto_on_a_cpu_is_stepwise():
+    sampler = fastdiff.Sampler(Network(), SCHEDULE, steps=4)
+    sampler(normal(1, 3, 8, 8))
+    assert loops(sampler) == [] and sampler.describe()["loop"] == "eager"
+    with pytest.raises(ValueError, match="capture must be \"auto\".*got 'sometimes'"):
+        fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="sometimes")
+
+
+def test_prepare_records():
+    network = Network()
+    replayed, eager = pair(network)
+    labels = torch.tensor([1, 2])
+    replayed.prepare((2, 3, 8, 8), labels=labels)
+    assert len(loops(replayed)) == 1
+    before = network.entered
+    x = normal(2, 3, 8, 8)
+    found = replayed(x, labels=labels)
+    assert network.entered == before and torch.equal(found, eager(x, labels=labels))
+
+
+def test_an_adapters_name_can_be_part_of_the_key():
+    network, active = Network(), ["a"]
+    sampler = fastdiff.Sampler(
+        network, SCHEDULE, steps=4, capture="always", capture_key=lambda: active[0]
+    )
+    x = normal(1, 3, 8, 8)
+    sampler(x)
+    active[0] = "b"
+    sampler(x)
+    active[0] = "a"
+    sampler(x)
+    assert len(loops(sampler)) == 2 and network.entered == 8
+
+
+# == Faults ========================================================================================
+
+
+class Reading(Network):
+    """Reads a value on the host at its second call."""
+
+    def forward(self, x, t, labels=None):
+        output = super().forward(x, t, labels)
+        return output * float(output.mean().sign()) if self.entered % 4 == 2 else output
+
+
+def test_a_network_that_reads_on_the_host_finishes_and_is_named_once():
+    replayed, eager = pair(Reading())
+    x = normal(1, 3, 8, 8)
+    replayed.denoiser.entered = 0
+    wanted = eager(x)
+    with pytest.warns(UserWarning, match="not captured: NotCapturable.*_local_scalar_dense"):
+        replayed.denoiser.entered = 0
+        # The recording ended in the second call; then all four were made anew.
+        found = replayed(x)
+        assert replayed.denoiser.entered == 6
+    replayed.denoiser.entered = 0
+    assert torch.equal(replayed(x), wanted) and found.shape == wanted.shape
+    ((reason, count),) = replayed.describe()["routed"].items()
+    assert "NotCapturable" in reason and count == 2
+
+
+class Failing(Network):
+    """Out of memory while it is recorded, and never again."""
+
+    def forward(self, x, t, labels=None):
+        if self.entered == 2:
+            self.entered += 1
+            raise torch.OutOfMemoryError("no memory is left")
+        return super().forward(x, t, labels)
+
+
+def test_a_recording_that_fails_is_finished_stepwise():
+    network = Failing()
+    replayed, _ = pair(network)
+    with pytest.warns(UserWarning, match="OutOfMemoryError: no memory is left"):
+        found = replayed(normal(1, 3, 8, 8))
+    eager = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="never")
+    assert torch.equal(found, eager(normal(1, 3, 8, 8)))
+    assert loops(replayed) == []
+
+
+def test_wrong_arguments_are_told_as_ever():
+    replayed, eager = pair(from_image=True, start=600)
+    for sampler in (replayed, eager):
+        with pytest.raises(ValueError, match="image must be given"):
+            sampler(normal(1, 3, 8, 8))
+    assert loops(replayed) == []
+
+
+def test_arguments_that_cannot_be_a_key():
+    network = Network()
+    forward = network.forward
+    network.forward = lambda x, t, extra=None: forward(x, t)
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+
+    class Unhashable:
+        __hash__ = None
+
+    with pytest.warns(UserWarning, match="Unhashable: it has no hash"):
+        found = replayed(x, extra=Unhashable())
+    assert torch.equal(found, eager(x)) and cache_of(network).loops == {}
+
+
+def test_offloading_hooks_are_stepwise():
+    network = Network()
+    network.last._hf_hook = object()
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match="Conv2d has an offloading hook"):
+        assert torch.equal(replayed(x), eager(x))
+
+
+def test_threads_and_samplers_share_a_network():
+    network = Network()
+    (replayed, eager), (other, other_eager) = pair(network), pair(network, solver="dpmpp_2m")
+    inputs = [normal(1, 3, 8, 8, seed=s) for s in range(16)]
+    wanted = [(eager(x), other_eager(x)) for x in inputs]
+    found = {}
+
+    def work(first):
+        for i in range(first, 16, 4):
+            found[i] = replayed(inputs[i]), other(inputs[i])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, pairs in enumerate(wanted):
+        assert all(map(torch.equal, found[i], pairs))
+    assert len(loops(replayed)) == 2
+
+
+def test_inference_mode_and_back():
+    replayed, eager = pair()
+    x = normal(1, 3, 8, 8)
+    with torch.inference_mode():
+        y = normal(1, 3, 8, 8, seed=1)
+        assert torch.equal(replayed(y), eager(y))
+    assert torch.equal(replayed(x), eager(x))
+    assert torch.equal(replayed(y), eager(y))
+    assert len(loops(replayed)) == 1
+
+
+def test_half_precision():
+    network = Network().to(torch.bfloat16)
+    replayed, eager = pair(network)
+    for seed in (1, 2):
+        x = normal(2, 3, 8, 8, seed=seed)
+        assert torch.equal(replayed(x), eager(x))
