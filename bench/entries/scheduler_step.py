@@ -29,7 +29,8 @@ def run(module: str, name: str, device: torch.device) -> Callable[[Sequence[Tens
         import importlib
 
         kind = getattr(importlib.import_module(module), f"{name}Scheduler")
-        scheduler = kind(**SCHEDULERS[name])
+        with torch.inference_mode(False):  # it is made where the pipeline is, before any run
+            scheduler = kind(**SCHEDULERS[name])
 
         def call(i: int) -> Tensor:
             x, output = sets[i]

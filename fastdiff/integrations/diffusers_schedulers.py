@@ -92,7 +92,7 @@ class _Attributes:
         tables = [name for name in simple if isinstance(own[name], Tensor)]
         self.history = [name for name in own if name in HISTORY]
         self.others = [name for name in rest if name not in simple]
-        self.plain = _values(simple)
+        self.plain = _values([name for name in simple if name not in tables])
         self.tables = _values(tables)
 
 
@@ -281,16 +281,20 @@ class _Call:
         sorted_ = self.fusion.attributes.get(kinds)
         if sorted_ is None:
             sorted_ = self.fusion.attributes[kinds] = _Attributes(own)
-        state: list[Any] = [kinds, *sorted_.plain(own), *map(_version, sorted_.tables(own))]
+        tables = sorted_.tables(own)
+        state: list[Any] = [sorted_, *sorted_.plain(own), *map(id, tables), *map(_version, tables)]
         for name in sorted_.history:
             value = own[name]
+            if value is None:
+                continue  # its type is in the key
             if isinstance(value, list):
                 state += [len(value)]
                 state += [self._held(("held", name, i), part) for i, part in enumerate(value)]
             else:
                 state.append(self._held(("held", name), value))
-        self.holds = [own[name] for name in sorted_.others]  # identities stay their own
-        for value in self.holds:
+        others = [own[name] for name in sorted_.others]
+        self.holds = [*tables, *others]  # identities stay their own
+        for value in others:
             if isinstance(value, list):
                 simple = all(v is None or isinstance(v, PLAIN[:-1]) for v in value)
                 state.append(tuple(value) if simple else len(value))

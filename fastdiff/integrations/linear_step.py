@@ -253,7 +253,11 @@ class Plan:
             for number, value in enumerate(sums):
                 tensors["sum", number] = value
         output = self.output(*[tensors[held.source] for held in self.results])
-        return output, {name: _value(kept, tensors) for name, kept in self.kept.items()}
+        after = {
+            name: tensors[kept.source] if type(kept) is Held else _value(kept, tensors)
+            for name, kept in self.kept.items()
+        }
+        return output, after
 
     def _upload(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         weights = torch.tensor(self.weights, dtype=self.dtype).to(device)

@@ -65,8 +65,10 @@ def weighted_sums_unchecked(
     first = operands[0]
     results = [torch.empty_like(first, dtype=dtype) for dtype in dtypes]
     strides = results[0].stride()
-    if any(operand.stride() != strides for operand in operands):
-        operands = [_in_order_of(results[0], operand) for operand in operands]
+    for operand in operands:
+        if operand.stride() != strides:
+            operands = [_in_order_of(results[0], operand) for operand in operands]
+            break
     _weighted_sums(operands, weights, clamp, results)
     return results
 
