@@ -27,21 +27,21 @@ def accelerate(
         solver: one of `fastdiff.solver_names()`. Default: for a pipeline the method it has, else
             "ipndm".
         options: of `Sampler`, for a network or a folder: steps (10 unless given), prediction, clip,
-            spacing, dtype, progress, ...
+            spacing, dtype, progress, capture, ...; of these a pipeline takes capture.
 
     Raises:
         TypeError, ValueError: something that cannot be accelerated; the message names it.
     """
     if _is_pipeline(what):
-        if scheduler is not None or options:
-            given = ["scheduler"] * (scheduler is not None) + list(options)
+        given = ["scheduler"] * (scheduler is not None) + [k for k in options if k != "capture"]
+        if given:
             raise TypeError(
-                "a pipeline takes solver= alone (steps and the rest are the arguments of its own "
-                f"call); got {', '.join(given)}"
+                "a pipeline takes solver= and capture= (steps and the rest are the arguments of "
+                f"its own call); got {', '.join(given)}"
             )
         from fastdiff.integrations.diffusers_pipelines import accelerate_pipeline
 
-        return accelerate_pipeline(what, solver=solver)
+        return accelerate_pipeline(what, solver=solver, **options)
     denoiser: NetworkDenoiser
     if isinstance(what, str | Path):
         if scheduler is not None:

@@ -7,8 +7,10 @@ depends on Python, on addresses that move or on numbers that were read by the ho
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -102,6 +104,7 @@ class Loop:
         with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
             self._leaves = [_buffer(leaf) for leaf in leaves]
             call = lambda: body(self._leaves)
+            call()  # lazy initialisation and caches, before anything is recorded
             if device.type == "cuda":
                 self.recording = CudaRecording(call, device, pool)
             else:
@@ -123,7 +126,8 @@ class LoopCache:
     """The loops recorded over one network, least recently used first to go.
 
     most: how many are kept; memory: bytes they may hold together, None for no bound. Loops on CUDA
-    share one memory pool: they never run at the same time, which the lock sees to.
+    share one memory pool, so they may never run at the same time: `lock` has to be held to use the
+    cache, and `play` makes a replay wait for the one before, whatever stream that was on.
     """
 
     def __init__(self, most: int = 8, memory: int | None = None) -> None:
@@ -131,11 +135,60 @@ class LoopCache:
         self.lock = threading.RLock()
         self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
         self._pool: Any = None
+        self._last: torch.cuda.Event | None = None  # the end of the last replay
 
     def pool(self, device: torch.device) -> Any:
         if self._pool is None and device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
+
+    def call(
+        self,
+        key: Callable[[], Hashable],
+        record: Callable[[], Loop],
+        stepwise: Callable[[], Tensor],
+        leaves: Sequence[Any],
+        tables: Sequence[Tensor] = (),
+        *,
+        measure: bool,
+        device: torch.device,
+    ) -> tuple[Tensor, str]:
+        """A replay, recorded at the first call of its key; or the stepwise result, and why.
+
+        Whatever a recording meets, the result is finished stepwise, with a warning. `measure`:
+        keep a loop only where it is faster.
+        """
+        known = None
+        with self.lock:
+            try:
+                known = key()
+                loop = self.find(known)
+                if loop is None:
+                    loop = recorded = record()
+                    if measure:
+                        replay = lambda: self.play(recorded, leaves, tables)
+                        ratio = faster(stepwise, replay, device)
+                        loop = recorded if ratio * PAYS > 1 else f"a replay is {ratio:.2f}x as fast"
+                    self.keep(known, loop)
+                if isinstance(loop, Loop):
+                    return self.play(loop, leaves, tables), ""
+            except Exception as error:
+                result = stepwise()
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
+                if known is not None:
+                    self.keep(known, reason)
+                return result, reason
+        return stepwise(), loop
+
+    def play(self, loop: Loop, leaves: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+        """A copy of what a loop makes of a call's tensors, in the result's layout."""
+        if self._last is not None:
+            torch.cuda.current_stream().wait_event(self._last)
+        result = loop.run(leaves, tables).clone()
+        if result.is_cuda:
+            self._last = torch.cuda.current_stream(result.device).record_event()
+        return result
 
     def find(self, key: Hashable) -> Loop | str | None:
         """The loop of a key, or why there is none; None for a new key."""
@@ -164,23 +217,35 @@ def cache_of(denoiser: Any) -> LoopCache:
     return _caches.setdefault(denoiser, LoopCache())
 
 
+def captures(mode: str, device: torch.device) -> bool:
+    """Whether a loop on this device may be a replay; mode: "auto", "always" or "never".
+
+    Raises ValueError for another mode.
+    """
+    if mode not in ("auto", "always", "never"):
+        raise ValueError(f'capture must be "auto", "always" or "never"; got {mode!r}')
+    if mode == "never" or os.environ.get("FASTDIFF_CAPTURE") == "0":
+        return False
+    if device.type == "cuda":
+        return not torch.cuda.is_current_stream_capturing()  # else the caller captures
+    return mode == "always" and device.type == "cpu"
+
+
 def weights_of(network: Any) -> list[Tensor]:
-    """Parameters and buffers, in a fixed order, of a module and all below it."""
+    """Parameters and buffers, in a fixed order, of a module and all below it.
+
+    Raises NotCapturable for weights that are moved about (an offloading hook).
+    """
     found: list[Tensor] = []
     waiting = [network] if isinstance(network, nn.Module) else []
     while waiting:
         module = waiting.pop()
+        if "_hf_hook" in vars(module):
+            raise NotCapturable(f"{type(module).__name__} has an offloading hook")
         for table in (module._parameters, module._buffers):
             found += [tensor for tensor in table.values() if tensor is not None]
         waiting += [child for child in module._modules.values() if child is not None]
     return found
-
-
-def require_no_hooks(network: nn.Module) -> None:
-    """Raises NotCapturable for a network whose weights are moved about (offloading)."""
-    for module in network.modules():
-        if "_hf_hook" in vars(module):
-            raise NotCapturable(f"{type(module).__name__} has an offloading hook")
 
 
 def leaf_key(leaf: Any) -> Hashable:

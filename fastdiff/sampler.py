@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,12 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fastdiff import _ext
 from fastdiff.denoisers import NetworkDenoiser
 from fastdiff.graph import (
-    PAYS,
     Loop,
     cache_of,
-    faster,
+    captures,
     leaf_key,
-    require_no_hooks,
     weights_of,
 )
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
@@ -139,8 +135,7 @@ class Sampler:
                 )
         self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
         self.dynamic_threshold = dynamic_threshold
-        if capture not in ("auto", "always", "never"):
-            raise ValueError(f'capture must be "auto", "always" or "never"; got {capture!r}')
+        captures(capture, torch.device("cpu"))  # names a mode that is none
         self.capture, self.capture_key = capture, capture_key
         self._tables: dict[torch.device, _Table] = {}
         self._routed: dict[str, int] = {}
@@ -297,44 +292,31 @@ class Sampler:
 
     def _captures(self, device: torch.device) -> bool:
         """Whether a call on this device may be a replay."""
-        if self.capture == "never" or os.environ.get("FASTDIFF_CAPTURE") == "0":
-            return False
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return False  # the caller captures
-        if self.capture == "always":
-            return device.type in ("cpu", "cuda")
-        return device.type == "cuda" and self._parameter is not None
+        known = self.capture == "always" or self._parameter is not None  # else: whose weights?
+        return known and captures(self.capture, device)
 
     def _captured(self, given: _Given) -> Tensor:
         """The loop as a replay, recorded at the first call of its kind, or why not and stepwise."""
         device, given = given.noise.device, self._ready(given)
-        table, cache, key = self._table(device), cache_of(self.denoiser), None
-        stepwise = lambda: self._stepwise(given, table).clone()
-        with cache.lock:
-            try:
-                weights = weights_of(self.denoiser)
-                leaves, spec = tree_flatten(given)
-                key = self._capture_key(leaves, spec, table, weights)
-                loop = cache.find(key)
-                if loop is None:
-                    loop = self._recorded(leaves, spec, weights, cache.pool(device))
-                    if self.capture == "auto":
-                        replay = lambda: loop.run(leaves, table.buffers)
-                        ratio = faster(stepwise, replay, device)
-                        loop = loop if ratio * PAYS > 1 else f"a replay is {ratio:.2f}x as fast"
-                    cache.keep(key, loop)
-                if isinstance(loop, Loop):
-                    return loop.run(leaves, table.buffers).clone()
-            except Exception as error:  # whatever a capture meets, the sample is finished
-                result = stepwise()
-                loop = f"{type(error).__name__}: {error}".partition("\n")[0]
-                warnings.warn(f"the loop is not captured: {loop}", stacklevel=3)
-                if key is not None:
-                    cache.keep(key, loop)
-                self._count(f"stepwise, {loop}")
-                return result
-        self._count(f"stepwise, {loop}")
-        return stepwise()
+        table, cache, weights = self._table(device), cache_of(self.denoiser), []
+        leaves, spec = tree_flatten(given)
+
+        def key() -> Hashable:
+            weights.extend(weights_of(self.denoiser))
+            return self._capture_key(leaves, spec, table, weights)
+
+        result, why = cache.call(
+            key,
+            lambda: self._recorded(leaves, spec, weights, cache.pool(device)),
+            lambda: self._stepwise(given, table).clone(),
+            leaves,
+            table.buffers,
+            measure=self.capture == "auto",
+            device=device,
+        )
+        if why:
+            self._count(f"stepwise, {why}")
+        return result
 
     def _ready(self, given: _Given) -> _Given:
         """The arguments of a run with all that the host has to do for them done."""
@@ -351,9 +333,7 @@ class Sampler:
     def _capture_key(
         self, leaves: list[Any], spec: Any, table: _Table, weights: list[Tensor]
     ) -> Hashable:
-        """What a recorded loop is good for; raises NotCapturable where there can be none."""
-        if isinstance(self.denoiser, nn.Module):
-            require_no_hooks(self.denoiser)
+        """What a recorded loop is good for; raises NotCapturable for arguments without a key."""
         extra = self.capture_key() if self.capture_key is not None else None
         return (
             table.structure, self.dtype, self.dynamic_threshold, spec,

@@ -338,6 +338,24 @@ def test_host_reads_of_stock_schedulers_are_named(name):
     assert {f.kind for f in found} & {kinds.SCALAR_READ, kinds.HOST_COPY}
 
 
+@pytest.mark.parametrize("mode", ["guidance", "rescale", "image", "mask", "threshold", "noise"])
+def test_the_other_ways_to_call_are_clean(mode):
+    """With the guidance scale on the device, as a captured loop has it."""
+    network = Nested(nn.Conv2d(8, 8, 1)).eval().requires_grad_(False)
+    x, scale = torch.randn(2, 3, 8, 8), torch.tensor([2.0, 3.0])
+    options, given = {
+        "guidance": ({}, {"guidance_scale": scale}),
+        "rescale": ({}, {"guidance_scale": scale, "guidance_rescale": 0.5}),
+        "image": ({"from_image": True, "start": 600}, {"image": x}),
+        "mask": ({}, {"image": x, "mask": torch.ones(1, 1, 8, 8)}),
+        "threshold": ({"dynamic_threshold": 0.9, "clip": 1.0}, {}),
+        "noise": ({"solver": "ddpm"}, {"stage_noise": [x, x, x, x]}),
+    }[mode]
+    schedule = fastdiff.NoiseSchedule.linear_beta()
+    sampler = fastdiff.Sampler(lambda x, t: network(x), schedule, steps=4, **options)
+    assert check_capturable(sampler, x, modules=[network], **given) == []
+
+
 @pytest.mark.parametrize("solver", fastdiff.solver_names())
 def test_every_solver_is_clean(solver):
     network = Nested(nn.Conv2d(8, 8, 1)).eval().requires_grad_(False)

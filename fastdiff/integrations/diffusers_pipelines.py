@@ -8,6 +8,7 @@ and adapters work as before. `restore(pipe)` puts the stock scheduler back.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from fastdiff.graph import captures
 from fastdiff.integrations import diffusers_schedulers
+from fastdiff.integrations.captured_pipelines import CapturedLoop, captured_class
 from fastdiff.ops import allocate_slots, multistep_step_unchecked
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
@@ -32,12 +35,14 @@ TWINS = {
 }
 
 
-def accelerate_pipeline(pipe: Any, *, solver: str | None = None) -> Any:
+def accelerate_pipeline(pipe: Any, *, solver: str | None = None, capture: str = "auto") -> Any:
     """Give a diffusers pipeline fused steps; returns the same pipeline.
 
     Args:
         pipe: a pipeline with a `scheduler` of one of the classes in `diffusers_schedulers`.
         solver: None keeps the method (and its results); else a name of `fastdiff.solver_names()`.
+        capture: as of `fastdiff.Sampler`; for DDPM, DDIM, PNDM and Stable Diffusion pipelines,
+            where nothing needs the middle of the loop.
 
     Raises:
         TypeError: not a diffusers pipeline with a scheduler.
@@ -58,8 +63,14 @@ def accelerate_pipeline(pipe: Any, *, solver: str | None = None) -> Any:
                 f"got {name}"
             )
         scheduler = TWINS[name].of(stock)
-    object.__setattr__(pipe, STOCK, stock)
+    captures(capture, torch.device("cpu"))  # names a mode that is none
+    vars(pipe)[STOCK] = stock
     pipe.scheduler = scheduler
+    kind = captured_class(type(pipe))
+    if kind is not None:
+        pipe.__class__ = kind
+    if isinstance(pipe, CapturedLoop):
+        vars(pipe)["fastdiff_capture"] = capture
     return pipe
 
 
@@ -71,6 +82,9 @@ def restore(pipe: Any) -> Any:
     if STOCK not in vars(pipe):
         raise ValueError(f"pipe must be one that accelerate() was given; got {type(pipe).__name__}")
     pipe.scheduler = vars(pipe).pop(STOCK)
+    if isinstance(pipe, CapturedLoop):
+        pipe.__class__ = pipe.stock_class
+        del vars(pipe)["fastdiff_capture"]
     return pipe
 
 
@@ -106,6 +120,7 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.num_inference_steps: int | None = None
         self._tableau: Tableau | None = None
+        self._known: dict[Any, Any] = {}  # tableaux, and their rows on devices
         self._index: int | None = None
         self._slots: Tensor | None = None
         self._given: Tensor | None = None  # the sample that was returned last
@@ -141,6 +156,19 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def begin_index(self) -> int | None:
         return self._first
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether steps draw noise."""
+        if "stochastic" not in self._known:
+            self._known["stochastic"] = self._build(2).stochastic
+        return self._known["stochastic"]
+
+    def clone(self) -> TableauScheduler:
+        """Another scheduler at the start of the same run; what was built is shared."""
+        other = copy.copy(self)
+        other._begin(self._first)
+        return other
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Where in `timesteps` the next run starts (image to image)."""
         self._begin(begin_index)
@@ -152,7 +180,9 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
         """Build the table of a run; `timesteps` has an entry for each network call."""
-        self._tableau = self._build(num_inference_steps)
+        if num_inference_steps not in self._known:
+            self._known[num_inference_steps] = self._build(num_inference_steps)
+        self._tableau = self._known[num_inference_steps]
         times = self._calls(self._tableau)
         whole = all(float(t).is_integer() for t in times)
         self.timesteps = torch.tensor(
@@ -251,21 +281,28 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
     def _start(self, sample: Tensor) -> None:
         """The run's table (from a later time: one that starts there) on the sample's device."""
         assert self._tableau is not None
-        self._run = self._tableau
-        if self._first:
-            calls = self._calls(self._tableau)
-            self._run = self._build(times=list(self._tableau.times[self._first :]))
-            if self._calls(self._run) != calls[self._first :]:
-                raise ValueError(
-                    "image to image through a pipeline needs a solver with one call a step (ddim, "
-                    f"ipndm, dpmpp_2m, unipc, ...); got {self.config.solver}"
-                )
+        run = self.num_inference_steps, self._first or 0
+        if run not in self._known:
+            self._known[run] = self._from_later(self._tableau) if self._first else self._tableau
+        self._run = self._known[run]
         self._slots = allocate_slots(self._run.slots, sample.contiguous())
-        self._rows = [
-            (
-                torch.from_numpy(self._run.row(n)).to(self._slots),
-                torch.from_numpy(self._run.index(n)).to(sample.device),
-            )
-            for n in range(len(self._run.stages))
-        ]
+        place = *run, self._slots.device, self._slots.dtype
+        if place not in self._known:
+            self._known[place] = [
+                (
+                    torch.from_numpy(self._run.row(n)).to(self._slots),
+                    torch.from_numpy(self._run.index(n)).to(sample.device),
+                )
+                for n in range(len(self._run.stages))
+            ]
+        self._rows = self._known[place]
         self._index = 0
+
+    def _from_later(self, tableau: Tableau) -> Tableau:
+        run = self._build(times=list(tableau.times[self._first :]))
+        if self._calls(run) != self._calls(tableau)[self._first :]:
+            raise ValueError(
+                "image to image through a pipeline needs a solver with one call a step (ddim, "
+                f"ipndm, dpmpp_2m, unipc, ...); got {self.config.solver}"
+            )
+        return run
