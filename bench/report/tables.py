@@ -102,7 +102,28 @@ def speed(records: dict[str, Json]) -> str:
                 rows,
             )
         )
+        blocks.append(_drop_ins(data))
     return "\n\n".join(blocks)
+
+
+def _drop_ins(data: Json) -> str:
+    """Runs of the drop-ins against what they stand for, at the README's sizes, most threads."""
+    suffix = f" threads={max(data['threads'])}" if data["device"] == "cpu" else ""
+    rows = []
+    for entry, baseline in (("scheduler_step", "stock"),
+                            ("sampler_functions", "published operations")):  # fmt: skip
+        cases = {n: c for n, c in data["cases"].items() if c["entry"] == entry}
+        for row in dict.fromkeys(case["row"] for case in cases.values()):
+            steps = next(case["steps"] for case in cases.values() if case["row"] == row)
+            names = [f"{entry} {row} {shape(size)} steps={steps}{suffix}" for size in SIZES]
+            label = f"{row}Scheduler" if entry == "scheduler_step" else f"sample_{row}"
+            if all(name in cases for name in names):
+                ratios = (times(cases[name]["over_ours"][baseline]) for name in names)
+                rows.append((f"`{label}`, {steps} steps", *ratios))
+    return (
+        "Drop-in classes and functions without a network, the stock class (or k-diffusion's "
+        "formulas) over ours,\nsame run:\n\n" + table(("run", *map(shape, SIZES)), rows)
+    )
 
 
 def _speeds(data: Json, numbers: Sequence[int]) -> list[str]:
