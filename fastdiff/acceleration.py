@@ -47,7 +47,7 @@ def accelerate(
         if scheduler is not None:
             raise TypeError("scheduler must be left out for a folder, which has its own")
         denoiser, scheduler = load_diffusers(what)
-        options = scheduler_options(scheduler) | options
+        options = scheduler_options(scheduler, options) | options
     elif isinstance(what, NetworkDenoiser):
         if scheduler is not None:
             raise TypeError("scheduler must be left out for a wrapped network: give it to wrap()")
@@ -55,8 +55,11 @@ def accelerate(
     else:
         denoiser = wrap(what, prediction=options.pop("prediction", None), schedule=scheduler)
         if scheduler is not None:
-            options = scheduler_options(scheduler) | options
-    options.setdefault("steps", 10)
+            options = scheduler_options(scheduler, options) | options
+    if "tableau" not in options and (
+        options.get("spacing") is None or isinstance(options["spacing"], str)
+    ):
+        options.setdefault("steps", 10)
     return Sampler(denoiser, solver=solver or "ipndm", **options)
 
 

@@ -74,6 +74,13 @@ def check_capturable(
     """
     watch = _Watch()
     found = [*modules, *_modules_of(fn)]
+    weights = [tensor for module in found for tensor in module.state_dict().values()]
+    for tensor in [*weights, *tree_flatten((args, kwargs))[0]]:
+        if isinstance(tensor, Tensor) and tensor.device.type != "cpu":
+            raise ValueError(
+                "fn must be checked on the CPU: its arguments and modules must be there; got a "
+                f"tensor on {tensor.device}"
+            )
     with torch.no_grad(), _on_device(found), watch.calls, watch:
         given = tree_map(lambda leaf: _wrap(leaf, GIVEN), (args, kwargs))
         for run in (WARM_UP, FIRST, SECOND):

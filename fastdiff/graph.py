@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -59,11 +60,15 @@ class CpuRecording:
 
 
 class CudaRecording:
-    """The same as a CUDA graph, captured in thread-local mode."""
+    """The same as a CUDA graph, captured in thread-local mode.
 
-    def __init__(self, body: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
+    place: the memory pool and the stream of its captures. The graph knows addresses only: whoever
+    makes it keeps what it reads.
+    """
+
+    def __init__(self, body: Callable[[], Tensor], device: torch.device, place: Any) -> None:
+        pool, aside = place
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
@@ -72,7 +77,10 @@ class CudaRecording:
             torch.cuda.synchronize()
             before = torch.cuda.memory_reserved()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            # The stream is given: the default one belongs to the device that captured first.
+            with torch.cuda.graph(
+                self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+            ):
                 self.result = body()
             self.bytes = max(torch.cuda.memory_reserved() - before, 0)
 
@@ -87,7 +95,9 @@ class Loop:
         body: called with the static leaves; must read nothing else that changes.
         leaves: what one call was given; tensors get buffers of the same layout, the rest is fixed.
         tables: tensors that body reads besides: copied into at each run.
-        held: tensors whose addresses the recording uses, kept alive with it (weights).
+        held: whatever else owns tensors that the body reads (weights, tables), kept alive: a graph
+            knows addresses only.
+        place: of `LoopCache.place`.
     """
 
     def __init__(
@@ -95,18 +105,28 @@ class Loop:
         body: Callable[[list[Any]], Tensor],
         leaves: Sequence[Any],
         tables: Sequence[Tensor],
-        held: Sequence[Tensor],
+        held: Sequence[Any],
         device: torch.device,
-        pool: Any = None,
+        place: Any = None,
     ) -> None:
-        self._tables, self._held = list(tables), list(held)
+        self.device, self._tables, self.held = device, list(tables), list(held)
+        cast_cache = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # it would keep copies of the weights as they are
+        try:
+            self._record(body, leaves, place)
+        finally:
+            torch.set_autocast_cache_enabled(cast_cache)
+
+    def _record(
+        self, body: Callable[[list[Any]], Tensor], leaves: Sequence[Any], place: Any
+    ) -> None:
         self.recording: CpuRecording | CudaRecording
         with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
             self._leaves = [_buffer(leaf) for leaf in leaves]
             call = lambda: body(self._leaves)
             call()  # lazy initialisation and caches, before anything is recorded
-            if device.type == "cuda":
-                self.recording = CudaRecording(call, device, pool)
+            if self.device.type == "cuda":
+                self.recording = CudaRecording(call, self.device, place)
             else:
                 self.recording = CpuRecording(call)
 
@@ -134,13 +154,14 @@ class LoopCache:
         self.most, self.memory = most, memory
         self.lock = threading.RLock()
         self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
-        self._pool: Any = None
+        self._places: dict[torch.device, Any] = {}
         self._last: torch.cuda.Event | None = None  # the end of the last replay
 
-    def pool(self, device: torch.device) -> Any:
-        if self._pool is None and device.type == "cuda":
-            self._pool = torch.cuda.graph_pool_handle()
-        return self._pool
+    def place(self, device: torch.device) -> Any:
+        """The memory pool and the stream of captures on a device; None on the CPU."""
+        if device not in self._places and device.type == "cuda":
+            self._places[device] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        return self._places.get(device)
 
     def call(
         self,
@@ -158,7 +179,7 @@ class LoopCache:
         Whatever a recording meets, the result is finished stepwise, with a warning. `measure`:
         keep a loop only where it is faster.
         """
-        known = None
+        known, failed = None, False
         with self.lock:
             try:
                 known = key()
@@ -172,22 +193,28 @@ class LoopCache:
                     self.keep(known, loop)
                 if isinstance(loop, Loop):
                     return self.play(loop, leaves, tables), ""
+                reason = loop
             except Exception as error:
-                result = stepwise()
-                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
-                if known is not None:
+                reason, failed = f"{type(error).__name__}: {error}".partition("\n")[0], True
+                self._places.clear()  # the allocator may take a broken capture for a running one
+        result = stepwise()  # with nothing of the recording left: it may have run out of memory
+        if failed:
+            warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
+            if known is not None:
+                with self.lock:
                     self.keep(known, reason)
-                return result, reason
-        return stepwise(), loop
+        return result, reason
 
     def play(self, loop: Loop, leaves: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
         """A copy of what a loop makes of a call's tensors, in the result's layout."""
-        if self._last is not None:
-            torch.cuda.current_stream().wait_event(self._last)
-        result = loop.run(leaves, tables).clone()
-        if result.is_cuda:
-            self._last = torch.cuda.current_stream(result.device).record_event()
+        if loop.device.type != "cuda":
+            return loop.run(leaves, tables).clone()
+        with torch.cuda.device(loop.device):
+            stream = torch.cuda.current_stream()
+            if self._last is not None:
+                stream.wait_event(self._last)
+            result = loop.run(leaves, tables).clone()
+            self._last = stream.record_event()
         return result
 
     def find(self, key: Hashable) -> Loop | str | None:
@@ -213,8 +240,15 @@ _caches: weakref.WeakKeyDictionary[Any, LoopCache] = weakref.WeakKeyDictionary()
 
 
 def cache_of(denoiser: Any) -> LoopCache:
-    """The cache of a network, shared by all samplers over it; gone with the network."""
-    return _caches.setdefault(denoiser, LoopCache())
+    """The cache of a network, shared by all samplers over it; gone with the network.
+
+    Raises TypeError for an object that cannot be a key of a weak dictionary.
+    """
+    try:
+        return _caches.setdefault(denoiser, LoopCache())
+    except TypeError as error:
+        raise TypeError(f'denoiser must be hashable and weakly referable to be captured ({error}); '
+                        'else give capture="never"') from None  # fmt: skip
 
 
 def captures(mode: str, device: torch.device) -> bool:
@@ -231,36 +265,53 @@ def captures(mode: str, device: torch.device) -> bool:
     return mode == "always" and device.type == "cpu"
 
 
-def weights_of(network: Any) -> list[Tensor]:
-    """Parameters and buffers, in a fixed order, of a module and all below it.
+def network_state(
+    network: Any, device: torch.device, *, adapters: bool = False
+) -> tuple[list[Tensor], Hashable]:
+    """What a recording fixes of a network: the memory of its weights (to be kept), and a key.
 
-    Raises NotCapturable for weights that are moved about (an offloading hook).
+    The key has addresses and dtypes of parameters and buffers, train or eval mode, hooks, FreeU's
+    numbers, and autocast. adapters: whether adapter layers are allowed, whose own state it lacks.
+    Raises NotCapturable for weights that are moved about (an offloading hook), and for adapters.
     """
-    found: list[Tensor] = []
+    memory: list[Tensor] = []
+    key: list[Any] = [torch.is_autocast_enabled(device.type),
+                      torch.get_autocast_dtype(device.type)]  # fmt: skip
     waiting = [network] if isinstance(network, nn.Module) else []
     while waiting:
         module = waiting.pop()
-        if "_hf_hook" in vars(module):
+        own = vars(module)
+        if "_hf_hook" in own:
             raise NotCapturable(f"{type(module).__name__} has an offloading hook")
+        if not adapters and type(module).__module__.startswith("peft."):
+            raise NotCapturable(f"{type(module).__name__} is an adapter's layer: fuse and unload "
+                                "it, or give capture_key=")  # fmt: skip
+        key.append(module.training)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            key += map(id, hooks.values())
+        if own.get("s1") is not None:
+            key.append(tuple(own.get(name) for name in ("s1", "s2", "b1", "b2")))
         for table in (module._parameters, module._buffers):
-            found += [tensor for tensor in table.values() if tensor is not None]
+            for tensor in table.values():
+                if tensor is not None:
+                    memory.append(tensor.detach())
+                    key += (tensor.data_ptr(), tensor.dtype)
         waiting += [child for child in module._modules.values() if child is not None]
-    return found
+    return memory, tuple(key)
+
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
 
 
 def leaf_key(leaf: Any) -> Hashable:
-    """What a recording fixes of an argument: the layout of a tensor, the value of the rest.
+    """What a recording fixes of an argument: the layout of a tensor, the value of a plain one.
 
-    Raises NotCapturable for what is neither.
+    Raises NotCapturable for anything else: what it holds may change.
     """
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    try:
-        hash(leaf)
-    except TypeError:
-        raise NotCapturable(
-            f"an argument is a {type(leaf).__name__}: it has no hash to be known by"
-        ) from None
+    if not isinstance(leaf, PLAIN):
+        raise NotCapturable(f"an argument is a {type(leaf).__name__}, not a tensor or plain value")
     return type(leaf), leaf
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from fastdiff.graph import (
     cache_of,
     captures,
     leaf_key,
-    weights_of,
+    network_state,
 )
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
 from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
@@ -212,6 +213,7 @@ class Sampler:
         """
         device = torch.device(device) if device is not None else self._network_device()
         noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
+        device = noise.device  # with its number
         seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
         image = noise if self.tableau.from_image else None
         if conditioning or guidance_scale is not None or self._captures(device):
@@ -251,8 +253,9 @@ class Sampler:
         }
         if self._captures(device):
             cache = cache_of(self.denoiser)
-            description["captured"] = sum(isinstance(v, Loop) for v in cache.loops.values())
-            description["captured_bytes"] = cache.bytes
+            with cache.lock:
+                description["captured"] = sum(isinstance(v, Loop) for v in cache.loops.values())
+                description["captured_bytes"] = cache.bytes
         if shape is not None:
             description["bytes"] = tableau.passes * int(np.prod(shape)) * self.dtype.itemsize
         return description
@@ -298,16 +301,19 @@ class Sampler:
     def _captured(self, given: _Given) -> Tensor:
         """The loop as a replay, recorded at the first call of its kind, or why not and stepwise."""
         device, given = given.noise.device, self._ready(given)
-        table, cache, weights = self._table(device), cache_of(self.denoiser), []
+        table, cache, memory = self._table(device), cache_of(self.denoiser), []
         leaves, spec = tree_flatten(given)
 
         def key() -> Hashable:
-            weights.extend(weights_of(self.denoiser))
-            return self._capture_key(leaves, spec, table, weights)
+            extra = self.capture_key() if self.capture_key is not None else None
+            weights, state = network_state(self.denoiser, device, adapters=extra is not None)
+            memory.extend(weights)
+            return (table.structure, self.dtype, self.dynamic_threshold, spec,
+                    tuple(leaf_key(leaf) for leaf in leaves), state, extra)  # fmt: skip
 
         result, why = cache.call(
             key,
-            lambda: self._recorded(leaves, spec, weights, cache.pool(device)),
+            lambda: self._recorded(leaves, spec, memory, cache.place(device)),
             lambda: self._stepwise(given, table).clone(),
             leaves,
             table.buffers,
@@ -323,32 +329,27 @@ class Sampler:
         scale, seeds, noises = given.guidance_scale, given.seeds, given.stage_noise
         if scale is not None:
             scale = torch.as_tensor(scale, dtype=self.dtype, device=given.noise.device)
-        noises = None if noises is None else list(noises)
+        if noises is not None:
+            wanted = sum(stage.is_stochastic for stage in self.tableau.stages)
+            noises = [noise.to(given.noise.device) for noise in islice(noises, wanted)]
+        mask = None if given.mask is None else given.mask.to(given.noise.device)
+        uncond = given.uncond and _onto(given.uncond, given.conditioning)
         if not self.tableau.stochastic:
             seeds = noises = None
         elif seeds is None and noises is None:
             seeds = torch.randint(2**62, (len(given.noise),)).to(given.noise.device)
-        return given._replace(guidance_scale=scale, seeds=seeds, stage_noise=noises)
+        return given._replace(
+            guidance_scale=scale, seeds=seeds, stage_noise=noises, mask=mask, uncond=uncond
+        )
 
-    def _capture_key(
-        self, leaves: list[Any], spec: Any, table: _Table, weights: list[Tensor]
-    ) -> Hashable:
-        """What a recorded loop is good for; raises NotCapturable for arguments without a key."""
-        extra = self.capture_key() if self.capture_key is not None else None
-        return (
-            table.structure, self.dtype, self.dynamic_threshold, spec,
-            tuple(leaf_key(leaf) for leaf in leaves),
-            tuple(weight.data_ptr() for weight in weights), extra,
-        )  # fmt: skip
-
-    def _recorded(self, leaves: list[Any], spec: Any, weights: list[Tensor], pool: Any) -> Loop:
+    def _recorded(self, leaves: list[Any], spec: Any, memory: list[Tensor], place: Any) -> Loop:
         """The loop, recorded over buffers and a table of its own."""
         given = tree_unflatten(leaves, spec)
         device = given.noise.device
         with torch.inference_mode(False):
             table = _Table(self.tableau, self.dtype, device)
         body = lambda static: self._stepwise(tree_unflatten(static, spec), table)
-        return Loop(body, leaves, table.buffers, weights, device, pool)
+        return Loop(body, leaves, table.buffers, memory, device, place)
 
     def _bar(self) -> Any:
         if not self.progress:
@@ -689,28 +690,53 @@ class _Run:
 
 
 def _doubled(name: str, value: Any, other: Any, batch: int) -> Any:
-    """Other and value one after the other along the batch, also inside of dicts and sequences."""
+    """Other and value one after the other along the batch, also inside of dicts and sequences.
+
+    What has no batch to stack along is passed as it is, so `other` may not differ there.
+    """
     if isinstance(value, Tensor):
-        if not value.ndim or len(value) != batch:
-            return value
-        other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
-        try:
-            return torch.cat([other.expand_as(value), value])
-        except RuntimeError:
-            raise ValueError(
-                f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
-                f"got {tuple(other.shape)}"
-            ) from None
-    if isinstance(value, dict):
-        parts = other if isinstance(other, dict) else {}
+        if other is not value and value.ndim and len(value) == 1:
+            value = value.expand(batch, *value.shape[1:])
+        if value.ndim and len(value) == batch:
+            other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
+            try:
+                return torch.cat([other.expand_as(value), value])
+            except RuntimeError:
+                raise ValueError(
+                    f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
+                    f"got {tuple(other.shape)}"
+                ) from None
+    elif isinstance(value, dict):
+        parts = {} if other is value else other
+        if not isinstance(parts, dict) or parts.keys() - value.keys():
+            got = sorted(parts) if isinstance(parts, dict) else type(other).__name__
+            raise ValueError(f"uncond[{name!r}] must be a dict with keys of {sorted(value)}; "
+                             f"got {got}")  # fmt: skip
         return {k: _doubled(f"{name}.{k}", v, parts.get(k, v), batch) for k, v in value.items()}
-    if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-        others = other if isinstance(other, list | tuple) else value
-        if len(others) != len(value):
-            raise ValueError(f"uncond[{name!r}] must have {len(value)} entries; got {len(others)}")
-        pairs = zip(value, others, strict=True)
-        return [_doubled(f"{name}.{i}", v, o, batch) for i, (v, o) in enumerate(pairs)]
+    elif isinstance(value, list | tuple) and any(
+        isinstance(v, Tensor | dict | list | tuple) for v in value
+    ):
+        if not isinstance(other, list | tuple) or len(other) != len(value):
+            count = len(other) if isinstance(other, list | tuple) else type(other).__name__
+            raise ValueError(f"uncond[{name!r}] must have {len(value)} entries; got {count}")
+        pairs = zip(value, other, strict=True)
+        return type(value)([_doubled(f"{name}.{i}", v, o, batch) for i, (v, o) in enumerate(pairs)])
+    if other is not value and (isinstance(value, Tensor) or other != value):
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"uncond[{name!r}] can only replace tensors with a batch of {batch}; the conditional "
+            f"one is {what}"
+        )
     return value
+
+
+def _onto(other: Any, value: Any) -> Any:
+    """What stands in for tensors, as tensors like them."""
+    if isinstance(value, Tensor):
+        return torch.as_tensor(other, dtype=value.dtype, device=value.device)
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {k: _onto(v, value.get(k)) for k, v in other.items()}
+    return other
 
 
 def _agreed(said: str | Prediction | None, wrapped: NetworkDenoiser) -> Prediction:

@@ -335,11 +335,11 @@ def test_arguments_that_cannot_be_a_key():
     replayed, eager = pair(network)
     x = normal(1, 3, 8, 8)
 
-    class Unhashable:
-        __hash__ = None
+    class Holder:
+        """Hashable, and what it holds may change."""
 
-    with pytest.warns(UserWarning, match="Unhashable: it has no hash"):
-        found = replayed(x, extra=Unhashable())
+    with pytest.warns(UserWarning, match="argument is a Holder, not a tensor or plain value"):
+        found = replayed(x, extra=Holder())
     assert torch.equal(found, eager(x)) and cache_of(network).loops == {}
 
 
@@ -390,3 +390,84 @@ def test_half_precision():
     for seed in (1, 2):
         x = normal(2, 3, 8, 8, seed=seed)
         assert torch.equal(replayed(x), eager(x))
+
+
+def test_what_else_a_recording_fixes():
+    """Train or eval mode, hooks and autocast are noticed."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5)).requires_grad_(False).eval()
+    replayed, eager = pair(fastdiff.wrap(lambda x, t: network(x), prediction="epsilon"))
+    replayed.denoiser.inner = network  # so that its modules are seen
+    x = normal(1, 3, 8, 8)
+    assert torch.equal(replayed(x), eager(x))
+    network.train()
+    assert not torch.equal(replayed(x), eager(x))  # noise of its own each
+    network.eval()
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(replayed(x), eager(x))
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 3
+    network[0].register_forward_hook(lambda module, args, output: output * 0)
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 4
+
+
+def test_trainable_weights_under_autocast_are_read_anew():
+    network = Network().requires_grad_(True)
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        replayed(x)
+    with torch.no_grad():
+        network.last.weight.mul_(0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = replayed(x), eager(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    assert len(loops(replayed)) == 1
+
+
+def test_host_arguments_are_moved_before_the_loop():
+    replayed, eager = pair()
+    given = {"guidance_scale": 2.0, "labels": torch.tensor([1, 2]), "uncond": {"labels": 4}}
+    x = normal(2, 3, 8, 8)
+    assert torch.equal(replayed(x, **given), eager(x, **given))
+    given["uncond"] = {"labels": [3, 4]}
+    assert torch.equal(replayed(x, **given), eager(x, **given))
+    # Another number is a copy into the recording of the same layout.
+    assert len(loops(replayed)) == 2
+
+
+def test_a_loop_keeps_what_it_reads():
+    """A graph knows addresses only: weights and tables have to be the loop's own."""
+    network = Network()
+    replayed, _ = pair(network)
+    replayed(normal(1, 3, 8, 8))
+    (loop,) = loops(replayed)
+    kept = {t.untyped_storage().data_ptr() for t in (*loop._tables, *loop._leaves, *loop.held)
+            if isinstance(t, torch.Tensor)}  # fmt: skip
+    made = {t.untyped_storage().data_ptr() for t in loop.recording.intermediates()}
+    read = set()
+    for _, args, kwargs, _ in loop.recording._steps:
+        for leaf in torch.utils._pytree.tree_flatten((args, kwargs))[0]:
+            if isinstance(leaf, torch.Tensor):
+                read.add(leaf.untyped_storage().data_ptr())
+    assert {p.untyped_storage().data_ptr() for p in network.parameters()} & read <= kept
+    arena = read - made - kept  # uninitialised buffers that the loop itself made
+    assert len(arena) <= 2
+
+
+def test_uncond_is_never_dropped():
+    replayed, eager = pair()
+    x, labels = normal(2, 3, 8, 8), torch.tensor([1, 2])
+    for given, words in (
+        ({"labels": None, "uncond": {"labels": torch.tensor([4])}}, "can only replace tensors"),
+        ({"labels": 1, "uncond": {"labels": 0}}, "can only replace tensors with a batch of 2"),
+        ({"labels": torch.tensor(1.0), "uncond": {"labels": torch.tensor(0.0)}}, r"shape \(\)"),
+        ({"labels": {"a": labels}, "uncond": {"labels": {"b": labels}}}, r"keys of \['a'\]"),
+        ({"labels": {"a": labels}, "uncond": {"labels": 3}}, "must be a dict"),
+        ({"labels": [labels], "uncond": {"labels": 3}}, "must have 1 entries; got int"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            eager(x, guidance_scale=2.0, **given)
+    one = eager(x, guidance_scale=2.0, labels=labels[:1], uncond={"labels": torch.tensor([4])})
+    both = eager(x, guidance_scale=2.0, labels=labels[:1].expand(2).clone(),
+                 uncond={"labels": torch.tensor([4])})  # fmt: skip
+    assert torch.equal(one, both)

@@ -97,15 +97,15 @@ def load_diffusers(folder: str | Path) -> tuple[DiffusersUNet, dict[str, Any]]:
     return DiffusersUNet(unet.eval().requires_grad_(False), None, scheduler), scheduler
 
 
-def scheduler_options(scheduler: Any) -> dict[str, Any]:
+def scheduler_options(scheduler: Any, given: dict[str, Any]) -> dict[str, Any]:
     """What else of a diffusers scheduler (or its config) a tableau takes: the clipping.
 
-    Raises ValueError for dynamic thresholding, which has to be asked for.
+    Raises ValueError for dynamic thresholding, unless the given options ask for it.
     """
     if isinstance(scheduler, NoiseSchedule):
         return {}
     config = getattr(scheduler, "config", scheduler)
-    if config.get("thresholding"):
+    if config.get("thresholding") and given.get("dynamic_threshold") is None:
         raise ValueError(
             "scheduler must be without thresholding; give dynamic_threshold= and clip= instead"
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -25,7 +26,7 @@ from fastdiff.graph import (
     cache_of,
     captures,
     leaf_key,
-    weights_of,
+    network_state,
 )
 
 DETERMINISTIC = ("PNDM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep",
@@ -47,7 +48,8 @@ class CapturedLoop:
         noisy = "sde" in str(self.scheduler.config.get("algorithm_type"))
         if changed or noisy or name not in DETERMINISTIC or isinstance(call["generator"], list):
             return False
-        if getattr(self.scheduler, "is_stochastic", False):
+        ours = hasattr(self.scheduler, "clone")  # a stock one may have been put in its place
+        if not ours or getattr(self.scheduler, "is_stochastic", False):
             return False
         return captures(self.fastdiff_capture, self.unet.device)
 
@@ -77,22 +79,30 @@ class CapturedLoop:
             return x
 
         cache: Any = cache_of(unet)
-        weights: list[Tensor] = []
+        memory: list[Tensor] = []
 
         def key() -> Any:
             if unet.training:
                 raise NotCapturable("the UNet is in training mode")
-            weights.extend(weights_of(unet))
-            return (
-                type(fresh).__name__, repr(sorted(fresh.config.items(), key=lambda i: i[0])),
-                fresh.num_inference_steps, len(times), tuple(map(leaf_key, leaves)),
-                tuple(weight.data_ptr() for weight in weights),
-            )  # fmt: skip
+            weights, state = network_state(unet, device)
+            memory.extend(weights)
+            options = tuple(
+                (name, value.tobytes() if isinstance(value, np.ndarray) else repr(value))
+                for name, value in sorted(fresh.config.items())
+            )
+            return (type(fresh).__name__, options, fresh.num_inference_steps, len(times),
+                    tuple(map(leaf_key, leaves)), state)  # fmt: skip
+
+        def record() -> Loop:
+            loop = Loop(body, leaves, (), [*memory, times, fresh], device, cache.place(device))
+            plans = getattr(fresh, "_fusion", None)
+            loop.held.append(plans and list(plans.plans.values()))  # they own what was uploaded
+            return loop
 
         with torch.no_grad():
             result, _ = cache.call(
                 key,
-                lambda: Loop(body, leaves, (), weights, device, cache.pool(device)),
+                record,
                 lambda: body(leaves),
                 leaves,
                 measure=self.fastdiff_capture == "auto",
@@ -121,9 +131,12 @@ class Unconditional(CapturedLoop):
         self.scheduler.set_timesteps(call["num_inference_steps"], device=device)
         with torch.no_grad():
             x0 = self._denoised(noise, self.scheduler.timesteps, None, None)
-        images: Any = (x0 / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+        images: Any = (x0 / 2 + 0.5).clamp(0, 1)
+        if call["output_type"] != "pt":
+            images = images.cpu().permute(0, 2, 3, 1).numpy()
         if call["output_type"] == "pil":
             images = self.numpy_to_pil(images)  # type: ignore[attr-defined]
+        self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         if not call["return_dict"]:
             return (images,)
         return diffusers.ImagePipelineOutput(images=images)

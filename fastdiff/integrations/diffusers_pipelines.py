@@ -238,7 +238,9 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"the run of {self._run.nfe} calls is over; call set_timesteps()")
         self._index += 1
         number, stage = self._index, self._run.stages[self._index]
-        if sample is not self._given or sample._version != self._version:
+        # Of inference tensors it is not known whether they were changed.
+        known = sample is self._given and not sample.is_inference()
+        if not known or sample._version != self._version:
             self._slots[stage.sees].copy_(sample)
         noise = None
         if stage.is_stochastic:
@@ -251,7 +253,8 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
             self._slots, model_output.contiguous(), row, index, None, None, noise, result,
             self._run.read_width(number), len(stage.writes),
         )  # fmt: skip
-        self._given, self._version = result, result._version
+        self._given = result
+        self._version = 0 if result.is_inference() else result._version
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
     # -- a run ------------------------------------------------------------------------------------

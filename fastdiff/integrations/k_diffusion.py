@@ -1,8 +1,8 @@
 """k-diffusion's sampler functions: `sample_ipndm(model, x, sigmas, ...)` and the like.
 
 `model(x, sigma [B], **extra_args)` returns the denoised image; x is [B, ...] at the first sigma;
-sigmas [N + 1] decrease, the last may be 0. The functions stand wherever one of k-diffusion's does
-and follow the published formulas of the name, slips included (`sample_ipndm_v`). A step is one
+sigmas [N + 1] decrease, the last may be 0. The functions stand where k-diffusion's do (options:
+docs/k_diffusion.md) and follow the published formulas of the name, slips included (`sample_ipndm_v`). A step is one
 fused launch; sigmas are read to the host once, at entry.
 
 A callback gets a dict after the first evaluation of each step: `x` (what the model saw), `i`,
@@ -166,10 +166,11 @@ def _run(
 
     levels = _levels(x, sigmas)
     steps = iter(trange(len(levels) - 1, disable=disable))
-    made, last = 0, len(levels) - 2
+    made, dtype = 0, x.dtype
 
     def denoiser(x: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
         nonlocal made
+        x, sigma = x.to(dtype), sigma.to(dtype)
         denoised = model(x, sigma, **extra)
         step, inner = divmod(made, calls)
         made += 1
@@ -181,10 +182,13 @@ def _run(
         return denoised
 
     def noises() -> Iterator[Tensor]:
-        for i in range(last + 1):
+        # Churned noise comes before its step's first call, all other noise after it.
+        ahead = 0 if solver.endswith("_churn") else 1
+        while True:
             if noise_sampler is None:
                 yield torch.randn_like(x) * s_noise
             else:
+                i = (made - ahead) // calls
                 yield noise_sampler(sigmas[i], sigmas[i + 1]) * s_noise
 
     extra = extra_args or {}
@@ -192,11 +196,11 @@ def _run(
     run = levels[:-1] if ends_denoised else levels
     state = x
     if len(run) > 1:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        sampler = copy.copy(_sampler(solver, run, options, dtype))  # shares the uploaded tables
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        sampler = copy.copy(_sampler(solver, run, options, wide))  # shares the uploaded tables
         sampler.denoiser = partial(denoiser, **extra)
         # The state at the first sigma, as the unit-variance noise that the tableau will scale.
-        state = sampler(x / levels[0], stage_noise=noises()).to(x.dtype)
+        state = sampler(x.to(wide) / levels[0], stage_noise=noises()).to(dtype)
     if ends_denoised:
         with torch.no_grad():
             state = denoiser(state, state.new_full((len(x),), levels[-2]), **extra)

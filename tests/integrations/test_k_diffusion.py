@@ -240,6 +240,20 @@ def test_noise_samplers_are_told_the_interval():
     assert seen == [(float(a), float(b)) for a, b in zip(sigmas, sigmas[1:-1], strict=False)]
 
 
+def test_churned_noise_is_told_its_own_interval():
+    sigmas, seen = torch.tensor([10.0, 5.0, 2.0, 1.0, 0.0]), []
+
+    def sampler(sigma, sigma_next):
+        seen.append((float(sigma), float(sigma_next)))
+        return torch.zeros(2, 3, 5, 5)
+
+    for function in (ours.sample_euler, ours.sample_heun):
+        seen.clear()
+        function(model, start(sigmas), sigmas, disable=True, s_churn=2.0, s_tmax=3.0,
+                 noise_sampler=sampler)  # fmt: skip
+        assert seen == [(2.0, 1.0), (1.0, 0.0)]
+
+
 # == The interface =================================================================================
 
 
@@ -304,7 +318,7 @@ def test_half_precision_keeps_its_dtype(dtype):
     sigmas, seen = karras(6), set()
 
     def half(x, sigma):
-        seen.add(x.dtype)
+        seen.update((x.dtype, sigma.dtype))
         return model(x.float(), sigma).to(dtype)
 
     found = ours.sample_ipndm(half, start(sigmas, dtype), sigmas.float(), disable=True)
