@@ -2,8 +2,8 @@
 
 `model(x, sigma [B], **extra_args)` returns the denoised image; x is [B, ...] at the first sigma;
 sigmas [N + 1] decrease, the last may be 0. The functions stand where k-diffusion's do (options:
-docs/k_diffusion.md) and follow the published formulas of the name, slips included (`sample_ipndm_v`). A step is one
-fused launch; sigmas are read to the host once, at entry.
+docs/k_diffusion.md) and follow the published formulas of the name, slips included
+(`sample_ipndm_v`). A step is one fused launch; sigmas are read to the host once, at entry.
 
 A callback gets a dict after the first evaluation of each step: `x` (what the model saw), `i`,
 `sigma`, `sigma_hat` (with the churned noise) and `denoised`, all live. Noise is torch's own, or
