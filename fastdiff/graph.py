@@ -1,5 +1,8 @@
 """A function of tensors as one replay: recorded once over fixed buffers, fed by copies.
 
+A loop is recorded whole, or as its start and one stage, which is replayed with the numbers of each
+stage in turn: that serves any number of stages, and leaves room between them for a callback.
+
 On CUDA the recording is a CUDA graph. On the CPU it is the list of PyTorch operations with the very
 tensors they ran on, issued again in order: slower than the function, and a proof that nothing of it
 depends on Python, on addresses that move or on numbers that were read by the host.
@@ -15,7 +18,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +31,24 @@ PAYS = 0.99  # a replay must take less than this share of the eager time to be k
 
 class NotCapturable(RuntimeError):
     """What an operation does cannot be repeated by a replay."""
+
+
+class Stages(NamedTuple):
+    """What a loop recorded as start and stage is fed, stage by stage.
+
+    Attributes:
+        numbers: for each stage the tensors copied over the tables that the recorded stage reads.
+        result: which of the recorded buffers (along their first dimension) is the result.
+        after: called after each stage with its number, 0 .., and the buffers; it may raise.
+    """
+
+    numbers: Sequence[Sequence[Tensor]]
+    result: int
+    after: Callable[[int, Tensor], None] | None = None
+
+
+class _Raised(Exception):
+    """Wraps what `Stages.after` raised: the caller's own, and no fault of the replay."""
 
 
 class CpuRecording:
@@ -93,10 +114,12 @@ class Loop:
 
     Args:
         body: called with the static leaves; must read nothing else that changes.
+        stage: what is replayed after that for each of the `Stages` of a run; None: nothing.
         leaves: what one call was given; tensors get buffers of the same layout, the rest is fixed.
         tables: tensors that body reads besides: copied into at each run.
-        held: whatever else owns tensors that the body reads (weights, tables), kept alive: a graph
-            knows addresses only.
+        numbers: with a stage, the tables that it reads: copied into before each replay of it.
+        held: whatever else owns tensors that body and stage read (weights), kept alive: a graph
+            knows addresses only. Not the body itself: it may own the network, which owns the cache.
         place: of `LoopCache.place`.
     """
 
@@ -108,29 +131,42 @@ class Loop:
         held: Sequence[Any],
         device: torch.device,
         place: Any = None,
+        *,
+        stage: Callable[[], Tensor] | None = None,
+        numbers: Sequence[Tensor] = (),
     ) -> None:
-        self.device, self._tables, self.held = device, list(tables), list(held)
+        self.device, self._tables, self._numbers = device, list(tables), list(numbers)
+        self.held = list(held)
         cast_cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # it would keep copies of the weights as they are
         try:
-            self._record(body, leaves, place)
+            self._record(body, stage, leaves, place)
         finally:
             torch.set_autocast_cache_enabled(cast_cache)
 
     def _record(
-        self, body: Callable[[list[Any]], Tensor], leaves: Sequence[Any], place: Any
+        self,
+        body: Callable[[list[Any]], Tensor],
+        stage: Callable[[], Tensor] | None,
+        leaves: Sequence[Any],
+        place: Any,
     ) -> None:
-        self.recording: CpuRecording | CudaRecording
         with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
             self._leaves = [_buffer(leaf) for leaf in leaves]
-            call = lambda: body(self._leaves)
-            call()  # lazy initialisation and caches, before anything is recorded
-            if self.device.type == "cuda":
-                self.recording = CudaRecording(call, self.device, place)
-            else:
-                self.recording = CpuRecording(call)
+            self.recordings = []
+            for call in (lambda: body(self._leaves), stage):
+                if call is not None:
+                    call()  # lazy initialisation and caches, before anything is recorded
+                    self.recordings.append(self._recording(call, place))
 
-    def run(self, leaves: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+    def _recording(self, call: Callable[[], Tensor], place: Any) -> CpuRecording | CudaRecording:
+        if self.device.type == "cuda":
+            return CudaRecording(call, self.device, place)
+        return CpuRecording(call)
+
+    def run(
+        self, leaves: Sequence[Any], tables: Sequence[Tensor], stages: Stages | None = None
+    ) -> Tensor:
         """Copy a call's tensors in, replay, and return the result: overwritten by the next run."""
         with torch.inference_mode(False), torch.no_grad():
             for buffer, leaf in zip(self._leaves, leaves, strict=True):
@@ -138,8 +174,30 @@ class Loop:
                     buffer.copy_(leaf)
             for buffer, table in zip(self._tables, tables, strict=True):
                 buffer.copy_(table)
-            self.recording.replay()
-        return self.recording.result
+            self.recordings[0].replay()
+            result = self.recordings[0].result
+            return result if stages is None else self._run_stages(stages, result)
+
+    def _run_stages(self, stages: Stages, buffers: Tensor) -> Tensor:
+        for number, numbers in enumerate(stages.numbers):
+            torch._foreach_copy_(self._numbers, list(numbers))
+            self.recordings[1].replay()
+            if stages.after is not None:
+                try:
+                    stages.after(number, buffers)
+                except Exception as error:
+                    raise _Raised from error
+        return buffers[stages.result]
+
+    def intermediates(self) -> Iterator[Tensor]:
+        """Every tensor that a recorded operation made (on the CPU)."""
+        for recording in self.recordings:
+            assert isinstance(recording, CpuRecording)
+            yield from recording.intermediates()
+
+    @property
+    def bytes(self) -> int:
+        return sum(recording.bytes for recording in self.recordings)
 
 
 class LoopCache:
@@ -156,6 +214,7 @@ class LoopCache:
         self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
         self._places: dict[torch.device, Any] = {}
         self._last: torch.cuda.Event | None = None  # the end of the last replay
+        self._between = False  # whether a loop waits between two stages, in its caller's hands
 
     def place(self, device: torch.device) -> Any:
         """The memory pool and the stream of captures on a device; None on the CPU."""
@@ -170,52 +229,69 @@ class LoopCache:
         stepwise: Callable[[], Tensor],
         leaves: Sequence[Any],
         tables: Sequence[Tensor] = (),
+        stages: Stages | None = None,
         *,
         measure: bool,
         device: torch.device,
-    ) -> tuple[Tensor, str]:
-        """A replay, recorded at the first call of its key; or the stepwise result, and why.
+    ) -> tuple[Tensor | None, str]:
+        """A replay, recorded at the first call of its key; or None and why, after a warning.
 
-        Whatever a recording meets, the result is finished stepwise, with a warning. `measure`:
-        keep a loop only where it is faster.
+        Whatever a recording meets, the caller can go on stepwise; what `stages.after` raises is
+        raised. `measure`: keep a loop only where it is faster than `stepwise`.
         """
         known, failed = None, False
         with self.lock:
+            if self._between:  # its buffers may not be written now
+                return None, "called from a callback of a replay"
             try:
                 known = key()
                 loop = self.find(known)
                 if loop is None:
                     loop = recorded = record()
                     if measure:
-                        replay = lambda: self.play(recorded, leaves, tables)
+                        quiet = stages and stages._replace(after=None)
+                        replay = lambda: self.play(recorded, leaves, tables, quiet)
                         ratio = faster(stepwise, replay, device)
                         loop = recorded if ratio * PAYS > 1 else f"a replay is {ratio:.2f}x as fast"
                     self.keep(known, loop)
                 if isinstance(loop, Loop):
-                    return self.play(loop, leaves, tables), ""
+                    return self.play(loop, leaves, tables, stages), ""
                 reason = loop
+            except _Raised as raised:
+                error = raised.__cause__
+                assert error is not None
+                raise error from None
             except Exception as error:
                 reason, failed = f"{type(error).__name__}: {error}".partition("\n")[0], True
                 self._places.clear()  # the allocator may take a broken capture for a running one
-        result = stepwise()  # with nothing of the recording left: it may have run out of memory
+            if failed and known is not None:
+                self.keep(known, reason)
         if failed:
             warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
-            if known is not None:
-                with self.lock:
-                    self.keep(known, reason)
-        return result, reason
+        return None, reason
 
-    def play(self, loop: Loop, leaves: Sequence[Any], tables: Sequence[Tensor]) -> Tensor:
+    def play(
+        self,
+        loop: Loop,
+        leaves: Sequence[Any],
+        tables: Sequence[Tensor],
+        stages: Stages | None = None,
+    ) -> Tensor:
         """A copy of what a loop makes of a call's tensors, in the result's layout."""
-        if loop.device.type != "cuda":
-            return loop.run(leaves, tables).clone()
-        with torch.cuda.device(loop.device):
-            stream = torch.cuda.current_stream()
-            if self._last is not None:
-                stream.wait_event(self._last)
-            result = loop.run(leaves, tables).clone()
-            self._last = stream.record_event()
-        return result
+        self._between = stages is not None and stages.after is not None
+        try:
+            if loop.device.type != "cuda":
+                return loop.run(leaves, tables, stages).clone()
+            with torch.cuda.device(loop.device):
+                stream = torch.cuda.current_stream()
+                if self._last is not None:
+                    stream.wait_event(self._last)
+                try:
+                    return loop.run(leaves, tables, stages).clone()
+                finally:
+                    self._last = stream.record_event()
+        finally:
+            self._between = False
 
     def find(self, key: Hashable) -> Loop | str | None:
         """The loop of a key, or why there is none; None for a new key."""
@@ -233,7 +309,7 @@ class LoopCache:
 
     @property
     def bytes(self) -> int:
-        return sum(loop.recording.bytes for loop in self.loops.values() if isinstance(loop, Loop))
+        return sum(loop.bytes for loop in self.loops.values() if isinstance(loop, Loop))
 
 
 _caches: weakref.WeakKeyDictionary[Any, LoopCache] = weakref.WeakKeyDictionary()

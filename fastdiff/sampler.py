@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +16,24 @@ from fastdiff import _ext
 from fastdiff.denoisers import NetworkDenoiser
 from fastdiff.graph import (
     Loop,
+    NotCapturable,
+    Stages,
     cache_of,
     captures,
     leaf_key,
     network_state,
 )
-from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
-from fastdiff.ops import allocate_slots, multistep_step_unchecked, seeded_noise
+from fastdiff.ops import seeded_noise
 from fastdiff.prediction import Prediction
+from fastdiff.run import Given, Run, StageTable, Table
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
 from fastdiff.tableau import Tableau
 
 Denoiser = Callable[..., Tensor]
+AfterStage = Callable[[int, Tensor], None]
+
+WHOLE_LOOP_CALLS = 16  # beyond, a graph of the whole loop costs more to record than it saves
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,13 @@ class Sampler:
         dynamic_threshold: a quantile such as 0.995: each image's x0 estimates are clamped to its
             own quantile of |x0| where that is above the upper clip bound, and scaled back to it
             (Saharia et al. 2022). Needs `clip`. Not linear: done by PyTorch before the launch.
-        capture: whether a call may be a replay of the whole loop, recorded at the first call of its
-            kind (shapes, layouts, dtypes, keywords, number of steps). "auto": as a CUDA graph, for
-            networks that are modules, where a measurement at that call finds it faster. "always":
-            also for other callables, and on the CPU, where it is slower and serves as a proof. With
-            a callback or a progress bar, or with FASTDIFF_CAPTURE=0 in the environment, the loop is
-            stepwise. Weights may be changed in place; new ones are noticed.
+        capture: whether a call may be a replay, recorded at the first call of its kind (shapes,
+            layouts, dtypes, keywords, number of steps). "auto": as a CUDA graph, for networks that
+            are modules, where a measurement at that call finds it faster. "always": also for other
+            callables, and on the CPU, where it is slower and serves as a proof. Up to 16 network
+            calls are one replay; longer loops, and any with a callback or a progress bar, replay
+            one recorded stage, which serves every number of steps. With FASTDIFF_CAPTURE=0 in the
+            environment the loop is stepwise. Weights may be changed in place; new ones are noticed.
         capture_key: called before each replay; a recorded loop is used where this returns what it
             did then, such as the name of the active adapter.
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
@@ -138,7 +144,8 @@ class Sampler:
         self.dynamic_threshold = dynamic_threshold
         captures(capture, torch.device("cpu"))  # names a mode that is none
         self.capture, self.capture_key = capture, capture_key
-        self._tables: dict[torch.device, _Table] = {}
+        self._tables: dict[torch.device, Table] = {}
+        self._stage_tables: dict[torch.device, StageTable] = {}
         self._routed: dict[str, int] = {}
 
     @torch.no_grad()
@@ -190,11 +197,15 @@ class Sampler:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         noise, seeds = self._initial_noise(noise, seeds, shape)
-        given = _Given(noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
+        given = Given(noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
                        uncond, conditioning)  # fmt: skip
-        if callback is None and not self.progress and self._captures(noise.device):
-            return self._captured(given)
-        return self._stepwise(given, self._table(noise.device), callback).clone()
+        result, after = None, self._after_stage(callback)
+        if self._captures(noise.device):
+            given = self._ready(given)
+            result = self._captured(given, after)
+        if result is None:
+            result = self._stepwise(given, self._table(noise.device), after).clone()
+        return result
 
     @torch.no_grad()
     def prepare(
@@ -220,8 +231,8 @@ class Sampler:
             self(noise, seeds=seeds, image=image, guidance_scale=guidance_scale, uncond=uncond,
                  **conditioning)  # fmt: skip
             return self
-        given = _Given(noise, seeds, image, None, None, None, 0.0, None, {})
-        run = _Run(self, given, self._table(device))
+        given = Given(noise, seeds, image, None, None, None, 0.0, None, {})
+        run = self._run(given, self._table(device))
         for number, stage in enumerate(self.tableau.stages):
             if stage.fill is None:
                 run.launch(number, None if stage.time is None else noise)
@@ -271,38 +282,65 @@ class Sampler:
 
     def _stepwise(
         self,
-        given: _Given,
-        table: _Table,
-        callback: Callable[[Progress], None] | None = None,
+        given: Given,
+        table: Table,
+        after: AfterStage | None = None,
     ) -> Tensor:
         """The loop in Python; returns the slot that holds the result."""
-        run = _Run(self, given, table)
-        bar, calls = self._bar(), 0
+        run = self._run(given, table)
         for number, stage in enumerate(self.tableau.stages):
             output = None if stage.time is None else run.evaluate(number)
             run.launch(number, output)
-            if stage.time is None:
-                continue
-            calls += 1
-            if bar is not None:
-                bar.update()
-            if callback is not None:
-                state = run.views[stage.writes[0].slot]
-                callback(Progress(calls, self.tableau.nfe, float(np.mean(stage.time)), state))
-        if bar is not None:
-            bar.close()
+            if number and after is not None:
+                after(number - 1, run.slots)
         return run.views[self.tableau.result]
+
+    def _after_stage(self, callback: Callable[[Progress], None] | None) -> AfterStage | None:
+        """What is done after stage 1 + number, given all slots; None: nothing."""
+        if callback is None and not self.progress:
+            return None
+        bar, stages, calls = self._bar(), self.tableau.stages, self.tableau.nfe
+
+        def after(number: int, slots: Tensor) -> None:
+            stage = stages[number + 1]
+            if stage.time is None:
+                return
+            call = sum(s.time is not None for s in stages[: number + 2])
+            if bar is not None:
+                bar.update(call - bar.n)
+                if call == calls:
+                    bar.close()
+            if callback is not None:
+                state = slots[stage.writes[0].slot]
+                callback(Progress(call, calls, float(np.mean(stage.time)), state))
+
+        return after
+
+    def _run(self, given: Given, table: Table) -> Run:
+        return Run(self.denoiser, given, table, self._network_dtype(given.noise),
+                   self.dynamic_threshold, self._count)  # fmt: skip
 
     def _captures(self, device: torch.device) -> bool:
         """Whether a call on this device may be a replay."""
         known = self.capture == "always" or self._parameter is not None  # else: whose weights?
         return known and captures(self.capture, device)
 
-    def _captured(self, given: _Given) -> Tensor:
-        """The loop as a replay, recorded at the first call of its kind, or why not and stepwise."""
-        device, given = given.noise.device, self._ready(given)
-        table, cache, memory = self._table(device), cache_of(self.denoiser), []
+    def _captured(self, given: Given, after: AfterStage | None) -> Tensor | None:
+        """The loop as a replay, recorded at the first call of its kind; None: not this time.
+
+        Recorded whole, or by the stage: for callbacks, and for loops of many calls.
+        """
+        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Tensor]()
         leaves, spec = tree_flatten(given)
+        try:
+            staged = after is not None or self.tableau.nfe > WHOLE_LOOP_CALLS
+            stages = self._stages(given, after) if staged else None
+        except NotCapturable as reason:
+            if after is not None:
+                self._count(f"stepwise for the callback or progress bar: {reason}")
+                return None
+            stages = None
+        table = self._table(device) if stages is None else self._stage_table(device)
 
         def key() -> Hashable:
             extra = self.capture_key() if self.capture_key is not None else None
@@ -311,20 +349,40 @@ class Sampler:
             return (table.structure, self.dtype, self.dynamic_threshold, spec,
                     tuple(leaf_key(leaf) for leaf in leaves), state, extra)  # fmt: skip
 
+        def record() -> Loop:
+            if isinstance(table, StageTable):
+                return self._recorded_stage(leaves, spec, device, memory, cache.place(device))
+            return self._recorded(leaves, spec, device, memory, cache.place(device))
+
         result, why = cache.call(
             key,
-            lambda: self._recorded(leaves, spec, memory, cache.place(device)),
-            lambda: self._stepwise(given, table).clone(),
+            record,
+            lambda: self._stepwise(given, self._table(device)),
             leaves,
-            table.buffers,
+            table.stage(0) if isinstance(table, StageTable) else table.buffers,
+            stages,
             measure=self.capture == "auto",
             device=device,
         )
-        if why:
+        if result is None:
             self._count(f"stepwise, {why}")
         return result
 
-    def _ready(self, given: _Given) -> _Given:
+    def _stages(self, given: Given, after: AfterStage | None) -> Stages:
+        """What a recorded stage is fed.
+
+        Raises NotCapturable where the stages differ in more than numbers.
+        """
+        apart = {"a mask": given.mask, "stage_noise": given.stage_noise,
+                 "dynamic_threshold": self.dynamic_threshold}  # fmt: skip
+        for name, value in apart.items():
+            if value is not None:
+                raise NotCapturable(f"{name} works on each stage in its own way")
+        table = self._stage_table(given.noise.device)
+        numbers = [table.stage(i) for i in range(1, len(self.tableau.stages))]
+        return Stages(numbers, self.tableau.result, after)
+
+    def _ready(self, given: Given) -> Given:
         """The arguments of a run with all that the host has to do for them done."""
         scale, seeds, noises = given.guidance_scale, given.seeds, given.stage_noise
         if scale is not None:
@@ -342,14 +400,38 @@ class Sampler:
             guidance_scale=scale, seeds=seeds, stage_noise=noises, mask=mask, uncond=uncond
         )
 
-    def _recorded(self, leaves: list[Any], spec: Any, memory: list[Tensor], place: Any) -> Loop:
+    def _recorded(
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
+    ) -> Loop:
         """The loop, recorded over buffers and a table of its own."""
-        given = tree_unflatten(leaves, spec)
-        device = given.noise.device
         with torch.inference_mode(False):
-            table = _Table(self.tableau, self.dtype, device)
+            table = Table(self.tableau, self.dtype, device)
         body = lambda static: self._stepwise(tree_unflatten(static, spec), table)
         return Loop(body, leaves, table.buffers, memory, device, place)
+
+    def _recorded_stage(
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
+    ) -> Loop:
+        """The loop's start and its first stage, recorded over buffers and a table of their own."""
+        with torch.inference_mode(False):
+            table = StageTable(self.tableau, self.dtype, device)
+        run: Run
+
+        def start(static: list[Any]) -> Tensor:
+            nonlocal run
+            run = self._run(tree_unflatten(static, spec), table)
+            run.launch(0, None)
+            return run.slots
+
+        def stage() -> Tensor:
+            run.read_times()
+            run.launch(1, run.evaluate(1))
+            return run.slots
+
+        loop = Loop(start, leaves, table.stage(0), memory, device, place,
+                    stage=stage, numbers=table.stage(1))  # fmt: skip
+        loop.held += run.tensors()
+        return loop
 
     def _bar(self) -> Any:
         if not self.progress:
@@ -407,327 +489,18 @@ class Sampler:
             raise ValueError(f"seeds must be {len(noise)}, one per image; got {len(seeds)}")
         return noise, seeds
 
-    def _table(self, device: torch.device) -> _Table:
+    def _table(self, device: torch.device) -> Table:
         if device not in self._tables:
-            self._tables[device] = _Table(self.tableau, self.dtype, device)
+            self._tables[device] = Table(self.tableau, self.dtype, device)
         return self._tables[device]
+
+    def _stage_table(self, device: torch.device) -> StageTable:
+        if device not in self._stage_tables:
+            self._stage_tables[device] = StageTable(self.tableau, self.dtype, device)
+        return self._stage_tables[device]
 
     def _count(self, reason: str) -> None:
         self._routed[reason] = self._routed.get(reason, 0) + 1
-
-
-class _Given(NamedTuple):
-    """The arguments of one call, as `Sampler.__call__` explains them."""
-
-    noise: Tensor
-    seeds: Tensor | None
-    image: Tensor | None
-    mask: Tensor | None
-    stage_noise: Iterable[Tensor] | None
-    guidance_scale: float | Tensor | None
-    guidance_rescale: float
-    uncond: dict[str, Any] | None
-    conditioning: dict[str, Any]
-
-
-class _Table:
-    """A tableau on a device: its numbers uploaded once, and what the loop asks of each stage."""
-
-    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
-        stages, numbers = tableau.stages, range(len(tableau.stages))
-        self.buffers: list[Tensor] = []  # all of its numbers; another table's may be copied in
-        self.rows = self._upload([tableau.row(i) for i in numbers], dtype, device)
-        self.indices = self._upload([tableau.index(i) for i in numbers], torch.int32, device)
-        self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
-        self.identity = [stage.is_identity for stage in stages]
-        self.stochastic = [stage.is_stochastic for stage in stages]
-        self.scales_input = any(np.any(np.asarray(s.input_scale) != 1) for s in stages)
-        times = [0.0 if stage.time is None else stage.time for stage in stages]
-        width = tableau.samples or 1
-        self.times = torch.tensor(
-            np.stack([np.broadcast_to(t, width) for t in times]), device=device
-        )  # float64 [stages, 1 or B]
-        self.buffers.append(self.times)
-        levels = [np.atleast_1d(c) for stage in stages for c in stage.level]
-        uploaded = iter(self._upload(levels, dtype, device))
-        self.levels = list(zip(uploaded, uploaded, strict=True))
-        self.merge: list[list[Tensor]] | None = None
-        if tableau.merge is not None:
-            self.merge = [
-                self._upload([np.atleast_1d(c) for c in pair], dtype, device)
-                for pair in tableau.merge
-            ]
-        # What a recorded loop fixes of a run: everything but the numbers in the buffers.
-        self.structure = (
-            tuple(self.variants), tuple(self.identity), tuple(self.stochastic), self.scales_input,
-            tuple((stage.sees, stage.writes[0].slot, stage.time is None, stage.guidance,
-                   stage.fill) for stage in stages),
-            tableau.slots, tableau.result, tableau.samples, tableau.from_image, tableau.clip,
-            tuple(buffer.shape for buffer in self.buffers),
-        )  # fmt: skip
-
-    def _upload(
-        self, arrays: list[np.ndarray], dtype: torch.dtype, device: torch.device
-    ) -> list[Tensor]:
-        """Views, in their shapes, of one buffer that holds all arrays."""
-        flat = torch.from_numpy(np.concatenate([a.reshape(-1) for a in arrays])).to(device, dtype)
-        self.buffers.append(flat)
-        parts = flat.split([a.size for a in arrays])
-        return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
-
-
-class _Run:
-    """One call of a sampler: its buffers, and the two halves of a stage."""
-
-    def __init__(self, sampler: Sampler, given: _Given, table: _Table) -> None:
-        (noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale, uncond,
-         conditioning) = given  # fmt: skip
-        self.sampler, self.tableau, self.table = sampler, sampler.tableau, table
-        self.batch = noise.shape[0]
-        if self.tableau.samples not in (None, self.batch):
-            raise ValueError(
-                f"noise must have the {self.tableau.samples} samples the tableau has "
-                f"rows for; got {self.batch}"
-            )
-        network_dtype = sampler._network_dtype(noise)
-        noise = _dense(noise).to(sampler.dtype)
-        self.slots = allocate_slots(self.tableau.slots, noise)
-        self.views = list(self.slots.unbind(0))
-        self.views[0].copy_(noise)
-        self._place_image(image, mask)
-        self.noise = noise
-        self.seeds, self.stage_noise = self._noise_source(seeds, stage_noise)
-        self.guidance = self._guidance(guidance_scale, uncond)
-        if not 0 <= guidance_rescale <= 1 or (guidance_rescale and not self.guidance):
-            raise ValueError(
-                "guidance_rescale must be in [0, 1] and come with guidance_scale; "
-                f"got {guidance_rescale}"
-            )
-        self.guidance_rescale = guidance_rescale
-        self.conditioning = self._stacked(conditioning, uncond or {})
-        copies = 2 if self.guidance else 1
-        self.network_input: Tensor | None = None
-        if network_dtype != sampler.dtype or self.guidance or self.table.scales_input:
-            self.network_input = torch.empty(
-                (copies * self.batch, *noise.shape[1:]),
-                dtype=network_dtype,
-                device=noise.device,
-                memory_format=_memory_format(noise),
-            )
-        # Networks embed times in float32 whatever their own dtype; half precision has too few bits.
-        wide = network_dtype == torch.float64
-        times = self.table.times.to(torch.float64 if wide else torch.float32)
-        times = times.expand(-1, self.batch)
-        self.times = torch.cat([times] * copies, dim=1).unbind(0)
-
-    def evaluate(self, number: int) -> Tensor:
-        """The network's raw output F at a stage, [B or 2B, ...], dense like the state."""
-        x = self.network_input
-        if x is None:
-            x = self.views[self.tableau.stages[number].sees]
-        output = self.sampler.denoiser(x, self.times[number], **self.conditioning)
-        return self._checked(output, x, number)
-
-    def launch(self, number: int, output: Tensor | None) -> None:
-        """The fused step that follows a stage's evaluation."""
-        table, fill = self.table, self.tableau.stages[number].fill
-        guidance = self.guidance[number] if self.guidance and output is not None else None
-        if output is not None and (self.guidance_rescale or self.sampler.dynamic_threshold):
-            output, guidance = self._adjusted(number, output, guidance)
-        if table.identity[number] and self.network_input is None and self.mask is None:
-            return
-        row = table.rows[number]
-        if fill is not None:
-            row = fill(row, output).to(row.dtype).contiguous()
-            self.sampler._count("row filled on the device")
-        noise = seeds = None
-        if table.stochastic[number]:
-            seeds = self.seeds
-            noise = self._given_noise() if self.stage_noise is not None else None
-        multistep_step_unchecked(
-            self.slots,
-            output,
-            row,
-            table.indices[number],
-            guidance,
-            seeds,
-            noise,
-            self.network_input,
-            *table.variants[number],
-        )
-        if self.mask is not None:
-            self._keep_known(number, self.mask)
-
-    def _adjusted(
-        self, number: int, output: Tensor, guidance: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The output after the extras that no row can hold; guided where it had to be."""
-        sampler, quantile = self.sampler, self.sampler.dynamic_threshold
-        if guidance is not None:
-            output, guidance = rescaled_guidance(output, guidance, self.guidance_rescale), None
-            sampler._count("guidance combined by PyTorch (rescale or dynamic threshold)")
-        if quantile is not None:
-            row = self.table.rows[number]
-            x = self.views[self.tableau.stages[number].sees]
-            bound = self.tableau.clip[1] if self.tableau.clip else 1.0
-            output = thresholded(output, x, (row[:, 0], row[:, 1]), quantile, bound)
-            sampler._count("dynamic threshold by PyTorch")
-        return output, guidance
-
-    def _keep_known(self, number: int, mask: Tensor) -> None:
-        """After a launch: the kept part of the image again, and what the network sees with it."""
-        stage = self.tableau.stages[number]
-        state = self.views[stage.writes[0].slot]
-        keep_known(state, self.known, self.noise, mask, self.table.levels[number])
-        if self.network_input is not None:
-            scale = self.table.rows[number][:, 4].view(-1, *(1 for _ in state.shape[1:]))
-            copies = len(self.network_input) // max(self.batch, 1)
-            self.network_input.copy_((scale * state).repeat(copies, *(1 for _ in state.shape[1:])))
-        self.sampler._count("kept part of the image blended by PyTorch")
-
-    def _checked(self, output: Tensor, x: Tensor, number: int) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"denoiser must return a tensor; got {type(output).__name__} (fastdiff.wrap "
-                "unpacks what diffusers' networks, tuples and objects with a sample return)"
-            )
-        if not output.is_floating_point():
-            raise TypeError(f"denoiser must return floating-point numbers; got {output.dtype}")
-        merge = self.table.merge
-        wide = output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]
-        if merge is not None and wide:
-            m0, m1 = (m.view(-1, *(1 for _ in x.shape[1:])) for m in merge[number])
-            first, second = output.chunk(2, dim=1)
-            output = m0 * first + m1 * second
-            self.sampler._count('the two halves of prediction "both" merged by PyTorch')
-        elif wide:
-            output = output[:, : x.shape[1]]
-        if output.shape != x.shape:
-            expected = tuple(x.shape)
-            if merge is not None:
-                expected = (expected[0], 2 * expected[1], *expected[2:])
-            raise ValueError(f"denoiser must return {expected}; got {tuple(output.shape)}")
-        if output.device != x.device:
-            raise ValueError(f"denoiser must return a tensor on {x.device}; got {output.device}")
-        if x.numel() and not _same_strides(output, x):
-            self.sampler._count("network output copied into the state's memory layout")
-            output = output.contiguous(memory_format=_memory_format(x))
-        return output
-
-    def _place_image(self, image: Tensor | None, mask: Tensor | None) -> None:
-        wanted = self.tableau.from_image or mask is not None
-        if wanted != (image is not None):
-            raise ValueError(
-                "image must be given exactly where the tableau was built with from_image=True "
-                "or a mask comes with it"
-            )
-        self.mask: Tensor | None = None
-        if image is None:
-            return
-        state = self.views[0]
-        if image.shape != state.shape or image.device != state.device:
-            raise ValueError(
-                f"image must be {tuple(state.shape)} on {state.device}; "
-                f"got {tuple(image.shape)} on {image.device}"
-            )
-        if self.tableau.from_image and self.tableau.slots > 1:
-            self.views[1].copy_(image)
-        if mask is not None:
-            try:
-                self.mask = mask.to(state).expand_as(state)
-            except RuntimeError:
-                raise ValueError(
-                    f"mask must have shape {tuple(state.shape)} or expand to it; "
-                    f"got {tuple(mask.shape)}"
-                ) from None
-            self.known = image.to(state)
-
-    def _noise_source(
-        self, seeds: Tensor | None, stage_noise: Iterable[Tensor] | None
-    ) -> tuple[Tensor | None, Any]:
-        if not self.tableau.stochastic:
-            return None, None
-        if stage_noise is not None:
-            return None, iter(stage_noise)
-        if seeds is None:
-            seeds = torch.randint(2**62, (self.batch,)).to(self.slots.device)
-        return seeds, None
-
-    def _given_noise(self) -> Tensor:
-        noise = next(self.stage_noise, None)
-        if noise is None:
-            wanted = sum(s.is_stochastic for s in self.tableau.stages)
-            raise ValueError(f"stage_noise must hold {wanted} tensors, one per stochastic stage")
-        if noise.shape != self.views[0].shape:
-            raise ValueError(f"stage_noise must be {tuple(self.views[0].shape)} each; got "
-                             f"{tuple(noise.shape)}")  # fmt: skip
-        return noise.to(self.slots).contiguous(memory_format=_memory_format(self.views[0]))
-
-    def _guidance(
-        self, scale: float | Tensor | None, uncond: dict[str, Any] | None
-    ) -> list[Tensor] | None:
-        """The guidance scale in force at each stage, [1 or B] on the device."""
-        if scale is None:
-            if uncond is not None:
-                raise ValueError("uncond must come with guidance_scale")
-            return None
-        scale = torch.as_tensor(scale, dtype=self.sampler.dtype, device=self.slots.device)
-        if scale.ndim > 1 or (scale.ndim == 1 and len(scale) not in (1, self.batch)):
-            raise ValueError(f"guidance_scale must be a number or a tensor [{self.batch}]; got "
-                             f"shape {tuple(scale.shape)}")  # fmt: skip
-        scale = scale.reshape(-1).contiguous()
-        weights = [stage.guidance for stage in self.tableau.stages]
-        return [scale if w == 1 else 1 + w * (scale - 1) for w in weights]
-
-    def _stacked(self, conditioning: dict[str, Any], uncond: dict[str, Any]) -> dict[str, Any]:
-        """Conditioning for the doubled batch, the unconditional half first."""
-        if not self.guidance:
-            return conditioning
-        return {
-            name: _doubled(name, value, uncond.get(name, value), self.batch)
-            for name, value in {**uncond, **conditioning}.items()
-        }
-
-
-def _doubled(name: str, value: Any, other: Any, batch: int) -> Any:
-    """Other and value one after the other along the batch, also inside of dicts and sequences.
-
-    What has no batch to stack along is passed as it is, so `other` may not differ there.
-    """
-    if isinstance(value, Tensor):
-        if other is not value and value.ndim and len(value) == 1:
-            value = value.expand(batch, *value.shape[1:])
-        if value.ndim and len(value) == batch:
-            other = torch.as_tensor(other, dtype=value.dtype, device=value.device)
-            try:
-                return torch.cat([other.expand_as(value), value])
-            except RuntimeError:
-                raise ValueError(
-                    f"uncond[{name!r}] must have shape {tuple(value.shape)} or expand to it; "
-                    f"got {tuple(other.shape)}"
-                ) from None
-    elif isinstance(value, dict):
-        parts = {} if other is value else other
-        if not isinstance(parts, dict) or parts.keys() - value.keys():
-            got = sorted(parts) if isinstance(parts, dict) else type(other).__name__
-            raise ValueError(f"uncond[{name!r}] must be a dict with keys of {sorted(value)}; "
-                             f"got {got}")  # fmt: skip
-        return {k: _doubled(f"{name}.{k}", v, parts.get(k, v), batch) for k, v in value.items()}
-    elif isinstance(value, list | tuple) and any(
-        isinstance(v, Tensor | dict | list | tuple) for v in value
-    ):
-        if not isinstance(other, list | tuple) or len(other) != len(value):
-            count = len(other) if isinstance(other, list | tuple) else type(other).__name__
-            raise ValueError(f"uncond[{name!r}] must have {len(value)} entries; got {count}")
-        pairs = zip(value, other, strict=True)
-        return type(value)([_doubled(f"{name}.{i}", v, o, batch) for i, (v, o) in enumerate(pairs)])
-    if other is not value and (isinstance(value, Tensor) or other != value):
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(
-            f"uncond[{name!r}] can only replace tensors with a batch of {batch}; the conditional "
-            f"one is {what}"
-        )
-    return value
 
 
 def _onto(other: Any, value: Any) -> Any:
@@ -746,23 +519,3 @@ def _agreed(said: str | Prediction | None, wrapped: NetworkDenoiser) -> Predicti
     if name not in (None, known.name):
         raise ValueError(f"prediction must be {known.name!r}, the wrapped network's; got {name!r}")
     return known
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = formats.get(x.ndim)
-    if layout is None or x.is_contiguous() or not x.is_contiguous(memory_format=layout):
-        return torch.contiguous_format
-    return layout
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_memory_format(x))
-
-
-def _same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether each sample of a is laid out as in b (dimensions of size one do not matter)."""
-    if a.stride() == b.stride():
-        return True
-    pairs = zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True)
-    return all(n == 1 or s == t for n, s, t in pairs)

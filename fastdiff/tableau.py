@@ -200,6 +200,28 @@ class Tableau:
         stages[stage] = replace(stages[stage], fill=fill)
         return replace(self, stages=tuple(stages))
 
+    def padded(self) -> Tableau:
+        """This run with equally many reads and writes in all launches.
+
+        What a launch reads more has the factor zero, which is not read; what it writes more are
+        zeros, into slots of their own behind the others.
+        """
+        reads = max(len(stage.reads) for stage in self.stages)
+        writes = [len(stage.writes) for stage in self.stages]
+        stages = []
+        for stage in self.stages:
+            others = [slot for slot in range(self.slots) if slot not in stage.reads]
+            spare = [self.slots + i for i in range(max(writes) - len(stage.writes))]
+            stages.append(
+                replace(
+                    stage,
+                    reads=(*stage.reads, *others[: reads - len(stage.reads)]),
+                    writes=(*stage.writes, *(Write(slot, {}) for slot in spare)),
+                )
+            )
+        slots = self.slots + max(writes) - min(writes)
+        return replace(self, stages=tuple(stages), slots=slots)
+
     # -- what the kernel is given -----------------------------------------------------------------
 
     def row(self, number: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ def loops(sampler):
 def poison(sampler):
     """NaN into everything that the recorded operations made."""
     for loop in loops(sampler):
-        for tensor in loop.recording.intermediates():
+        for tensor in loop.intermediates():
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
             else:
@@ -97,7 +98,7 @@ def test_new_noise_schedule_guidance_and_prompt_are_copies():
         assert torch.equal(found, wanted)
         assert network.entered - before == (8 if round_ == 0 else 0)  # a warm-up, the recording
         (loop,) = loops(replayed)
-        now = [tensor.data_ptr() for tensor in loop.recording.intermediates()]
+        now = [tensor.data_ptr() for tensor in loop.intermediates()]
         assert addresses in (None, now)
         addresses = now
 
@@ -205,11 +206,11 @@ def test_a_bound_on_memory():
     replayed, _ = pair(network)
     replayed(normal(1, 3, 8, 8))
     (loop,) = loops(replayed)
-    assert loop.recording.bytes > 4 * 1 * 3 * 8 * 8
-    cache_of(network).memory = loop.recording.bytes
+    assert loop.bytes > 4 * 1 * 3 * 8 * 8
+    cache_of(network).memory = loop.bytes
     replayed(normal(4, 3, 8, 8))  # more than fits: it is kept alone
     assert len(loops(replayed)) == 1 and loops(replayed)[0] is not loop
-    assert replayed.describe()["captured_bytes"] == loops(replayed)[0].recording.bytes
+    assert replayed.describe()["captured_bytes"] == loops(replayed)[0].bytes
 
 
 def test_a_cache_goes_with_its_network():
@@ -224,15 +225,11 @@ def test_a_cache_goes_with_its_network():
     assert gone() is None
 
 
-def test_callbacks_bars_and_the_environment_are_stepwise(monkeypatch, capsys):
+def test_the_environment_makes_it_stepwise(monkeypatch):
     network = Network()
     replayed, eager = pair(network)
-    x, seen = normal(1, 3, 8, 8), []
+    x = normal(1, 3, 8, 8)
     wanted = eager(x)
-    replayed(x)
-    assert torch.equal(replayed(x, callback=seen.append), wanted) and len(seen) == 4
-    bar = fastdiff.Sampler(network, SCHEDULE, steps=4, capture="always", progress=True)
-    assert torch.equal(bar(x), wanted) and "4/4" in capsys.readouterr().err
     monkeypatch.setenv("FASTDIFF_CAPTURE", "0")
     before = network.entered
     assert torch.equal(replayed(x), wanted) and network.entered == before + 4
@@ -271,6 +268,159 @@ def test_an_adapters_name_can_be_part_of_the_key():
     active[0] = "a"
     sampler(x)
     assert len(loops(sampler)) == 2 and network.entered == 16
+
+
+# == Stage by stage ================================================================================
+
+
+def watched(sampler, x, **given):
+    """The result, and all that a callback was told."""
+    seen = []
+    note = lambda p: seen.append((p.call, p.calls, p.time, p.state.clone()))
+    return sampler(x, callback=note, **given), seen
+
+
+def same(found, wanted):
+    (result, seen), (other, told) = found, wanted
+    return torch.equal(result, other) and all(
+        a[:3] == b[:3] and torch.equal(a[3], b[3]) for a, b in zip(seen, told, strict=True)
+    )
+
+
+@pytest.mark.parametrize("solver", fastdiff.solver_names())
+def test_a_stage_serves_every_number_of_steps(solver):
+    """With a callback the network's Python is not entered again, whatever the schedule."""
+    network = Network()
+    options = {"guidance_scale": 2.0, "labels": torch.tensor([1, 2])}
+    options["uncond"] = {"labels": torch.tensor([4])}
+    kept = None
+    for steps, schedule in ((20, SCHEDULE), (10, SCHEDULE), (12, fastdiff.NoiseSchedule.cosine())):
+        replayed, eager = pair(network, schedule, solver=solver, steps=steps)
+        x, seeds = normal(2, 3, 8, 8, seed=steps), [steps, 3]
+        wanted = watched(eager, x, seeds=seeds, **options)
+        if kept:
+            poison(replayed)
+        before = network.entered
+        assert same(watched(replayed, x, seeds=seeds, **options), wanted)
+        assert network.entered - before == (0 if kept else 2)  # a warm-up, the recording
+        (loop,) = loops(replayed)
+        addresses = [tensor.data_ptr() for tensor in loop.intermediates()]
+        assert kept in (None, addresses) and replayed.describe()["routed"] == {}
+        kept = addresses
+
+
+def test_long_loops_are_recorded_by_the_stage():
+    network = Network()
+    for steps in (17, 50, 200):
+        replayed, eager = pair(network, steps=steps)
+        x = normal(1, 3, 8, 8, seed=steps)
+        wanted, before = eager(x), network.entered
+        assert torch.equal(replayed(x), wanted)
+        assert network.entered - before == (2 if steps == 17 else 0)  # a warm-up, the recording
+    (loop,) = loops(replayed)
+    assert len(loop.recordings) == 2
+
+
+@pytest.mark.parametrize("mode", ["image", "channels_last", "half", "per sample", "rescale"])
+def test_stages_of_the_other_ways_to_call(mode):
+    network, options, extra = Network(), {"steps": 6}, {}
+    if mode == "image":
+        options |= {"from_image": True, "start": 600}
+        extra = {"image": normal(2, 3, 8, 8, seed=9)}
+    elif mode == "half":
+        network = network.to(torch.bfloat16)
+    elif mode == "rescale":
+        extra = {"guidance_scale": torch.tensor([2.0, 3.0]), "guidance_rescale": 0.7}
+    elif mode == "per sample":
+        options |= {"solver": "ddim", "eta": np.array([0.0, 1.0])}
+        extra = {"seeds": [1, 2]}
+    replayed, eager = pair(network, **options)
+    for seed in (1, 2):
+        x = normal(2, 3, 8, 8, seed=seed)
+        if mode == "channels_last":
+            x = x.to(memory_format=torch.channels_last)
+        assert same(watched(replayed, x, **extra), watched(eager, x, **extra))
+        poison(replayed)
+    assert len(loops(replayed)) == 1 and len(loops(replayed)[0].recordings) == 2
+
+
+def test_a_progress_bar_counts_the_stages(capsys):
+    bar = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="always", progress=True)
+    eager = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="never")
+    x = normal(1, 3, 8, 8)
+    for _ in range(2):
+        assert torch.equal(bar(x), eager(x)) and "4/4" in capsys.readouterr().err
+    assert len(loops(bar)) == 1
+
+
+class Cancelled(Exception):
+    pass
+
+
+def test_a_callback_may_cancel():
+    replayed, eager = pair()
+    x, y = normal(1, 3, 8, 8), normal(1, 3, 8, 8, seed=1)
+
+    def cancel(progress):
+        if progress.call == 2:
+            raise Cancelled("enough")
+
+    for _ in range(2):  # at the recording call, and at a replay
+        with pytest.raises(Cancelled, match="enough"):
+            replayed(x, callback=cancel)
+    assert same(watched(replayed, y), watched(eager, y))
+    assert len(loops(replayed)) == 1 and replayed.describe()["routed"] == {}
+
+
+def test_a_callback_may_sample_from_the_same_network():
+    replayed, eager = pair()
+    x, y = normal(1, 3, 8, 8), normal(1, 3, 8, 8, seed=1)
+    replayed(y)
+    inner = []
+    found = replayed(x, callback=lambda progress: inner.append(replayed(y)))
+    assert torch.equal(found, eager(x)) and len(inner) == 4
+    assert all(torch.equal(sample, eager(y)) for sample in inner)
+    assert replayed.describe()["routed"] == {"stepwise, called from a callback of a replay": 4}
+
+
+@pytest.mark.parametrize("mode", ["mask", "stage_noise", "threshold", "filled"])
+def test_stages_that_differ_in_more_than_numbers_are_stepwise(mode):
+    options, extra = {"steps": 5}, {}
+    if mode == "mask":
+        extra = {"image": normal(1, 3, 8, 8, seed=4), "mask": torch.ones(1, 1, 8, 8)}
+    elif mode == "stage_noise":
+        options["solver"] = "ddpm"
+        extra = {"stage_noise": [normal(1, 3, 8, 8, seed=k) for k in range(5)]}
+    elif mode == "threshold":
+        options |= {"dynamic_threshold": 0.9, "clip": 1.0}
+    if mode == "filled":
+        tableau = fastdiff.build_tableau("ddim", SCHEDULE, 5).filled(2, lambda row, output: row)
+        replayed, eager = (
+            fastdiff.Sampler(Network(), tableau=tableau, capture=capture)
+            for capture in ("always", "never")
+        )
+    else:
+        replayed, eager = pair(**options)
+    x = normal(1, 3, 8, 8)
+    assert same(watched(replayed, x, **extra), watched(eager, x, **extra))
+    assert loops(replayed) == []
+    told = [reason for reason in replayed.describe()["routed"] if reason.startswith("stepwise")]
+    assert len(told) == 1 and told[0].startswith("stepwise for the callback or progress bar: ")
+    assert torch.equal(replayed(x, **extra), eager(x, **extra)) and len(loops(replayed)) == 1
+
+
+@pytest.mark.parametrize("solver", fastdiff.solver_names())
+def test_padding_changes_no_number(solver):
+    tableau = fastdiff.build_tableau(solver, SCHEDULE, 8)
+    padded = tableau.padded()
+    variants = {(padded.read_width(i), len(s.writes)) for i, s in enumerate(padded.stages)}
+    assert len(variants) == 1
+    x, seeds = normal(2, 3, 8, 8).double(), [1, 2]
+    found, wanted = (
+        fastdiff.Sampler(lambda x, t: x.tanh(), tableau=t, dtype=torch.float64)(x, seeds=seeds)
+        for t in (padded, tableau)
+    )
+    assert torch.equal(found, wanted)
 
 
 # == Faults ========================================================================================
@@ -443,9 +593,9 @@ def test_a_loop_keeps_what_it_reads():
     (loop,) = loops(replayed)
     kept = {t.untyped_storage().data_ptr() for t in (*loop._tables, *loop._leaves, *loop.held)
             if isinstance(t, torch.Tensor)}  # fmt: skip
-    made = {t.untyped_storage().data_ptr() for t in loop.recording.intermediates()}
+    made = {t.untyped_storage().data_ptr() for t in loop.intermediates()}
     read = set()
-    for _, args, kwargs, _ in loop.recording._steps:
+    for _, args, kwargs, _ in loop.recordings[0]._steps:
         for leaf in torch.utils._pytree.tree_flatten((args, kwargs))[0]:
             if isinstance(leaf, torch.Tensor):
                 read.add(leaf.untyped_storage().data_ptr())

@@ -48,7 +48,7 @@ def test_captured_is_eager_to_the_bit(solver):
     for seed in (0, 5, 9):
         assert torch.equal(call(replayed, seed), call(eager, seed))
     (loop,) = loops(replayed.denoiser)
-    assert isinstance(loop.recording, CudaRecording)
+    assert isinstance(loop.recordings[0], CudaRecording)
     assert replayed.describe()["routed"] == {}
 
 
@@ -62,6 +62,38 @@ def test_another_schedule_and_guidance_are_copies():
         extra = {"guidance_scale": 2.0 + number, "uncond": {"labels": torch.tensor([10]).cuda()}}
         torch.testing.assert_close(call(replayed, **extra), call(eager, **extra), rtol=0, atol=0)
     assert len(loops(network)) == 1
+
+
+@pytest.mark.parametrize("solver", fastdiff.solver_names())
+def test_a_stage_serves_every_number_of_steps(solver):
+    """With a callback: to the bit, by one recording, whatever the callback allocates."""
+    network = digits()
+
+    def watched(sampler, seed):
+        states = []
+        call(sampler, seed, callback=lambda p: states.append(p.state.clone()))
+        return states
+
+    for steps in (20, 10, 12):
+        replayed, eager = pair(network, solver=solver, steps=steps)
+        states, told = watched(replayed, steps), watched(eager, steps)
+        assert len(states) == len(told) and all(map(torch.equal, states, told))
+        assert torch.equal(call(replayed, 5), call(eager, 5))
+        assert replayed.describe()["routed"] == {}
+    assert sum(len(loop.recordings) == 2 and loop.bytes > 0 for loop in loops(network)) == 1
+
+
+def test_a_stage_beside_whole_loops_in_one_pool():
+    network = digits()
+    (short, eager), (long, long_eager) = pair(network), pair(network, steps=30)
+    for seed in (0, 4, 8):
+        assert torch.equal(call(short, seed), call(eager, seed))
+        assert torch.equal(call(long, seed), call(long_eager, seed))
+    assert sorted(len(loop.recordings) for loop in loops(network)) == [1, 2]
+    inner = []
+    found = call(long, 3, callback=lambda p: inner.append(call(short, 5)))
+    assert torch.equal(found, call(long_eager, 3))
+    assert all(torch.equal(sample, call(eager, 5)) for sample in inner)
 
 
 def test_weights_in_place_and_replaced():

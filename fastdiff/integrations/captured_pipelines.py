@@ -108,6 +108,8 @@ class CapturedLoop:
                 measure=self.fastdiff_capture == "auto",
                 device=device,
             )
+            if result is None:
+                result = body(leaves)
         return result
 
 
