@@ -5,7 +5,11 @@ Coefficients are ready as Python numbers: no table is looked up, and no host wai
 
 from __future__ import annotations
 
+import importlib.resources
+import importlib.util
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -78,3 +82,21 @@ def k_diffusion_dpmpp_2m(model: Any, x: Tensor, sigmas: Tensor) -> Tensor:
         x = (sigmas[i + 1] / sigmas[i]) * x - (-h).expm1() * mixed
         before = denoised
     return x
+
+
+# == Wavelet packages ==============================================================================
+
+
+def load_pytorch_wavelets() -> ModuleType:
+    """pytorch_wavelets; its tables come by pkg_resources, which setuptools no longer has."""
+    if importlib.util.find_spec("pkg_resources") is None and "pkg_resources" not in sys.modules:
+        stand_in = ModuleType("pkg_resources")
+        stand_in.resource_stream = lambda package, name: (
+            importlib.resources.files(package).joinpath(name).open("rb")
+        )
+        sys.modules["pkg_resources"] = stand_in
+        try:
+            return importlib.import_module("pytorch_wavelets")
+        finally:
+            del sys.modules["pkg_resources"]
+    return importlib.import_module("pytorch_wavelets")

@@ -1,29 +1,18 @@
-// The only C++ file that sees torch: LibTorch's stable ABI, so one build serves torch 2.11 and later.
-// Schemas are defined in Python (fastdiff/ops), which also validates; here only memory safety is checked.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// The solver's operators for CPU tensors.
 #include <optional>
 #include <vector>
 
 #include "multistep_step.h"
+#include "tensors.h"
 #include "weighted_sums.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-fastdiff::Type type_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return fastdiff::Type::f64;
-    case ScalarType::Float: return fastdiff::Type::f32;
-    case ScalarType::Half: return fastdiff::Type::f16;
-    case ScalarType::BFloat16: return fastdiff::Type::bf16;
-    default: STD_TORCH_CHECK(false, "fastdiff takes float64, float32, float16 and bfloat16 tensors");
-  }
-}
+using fastdiff::kElementsPerThread;
+using fastdiff::kRandomElementsPerThread;
+using fastdiff::kStreamBytes;
+using fastdiff::Tensor;
+using fastdiff::type_of;
 
 // How many channels lie side by side in memory: 1 for contiguous samples, C for channels_last ones.
 int64_t interleaved_channels(const Tensor& slots) {
@@ -34,12 +23,6 @@ int64_t interleaved_channels(const Tensor& slots) {
   }
   return 1;
 }
-
-// Elements a thread should at least get: below this, waking a second one costs more than it gives.
-constexpr int64_t kElementsPerThread = 32 * 1024;
-constexpr int64_t kRandomElementsPerThread = 4 * 1024;
-// Launches that move more than this many bytes write past the caches.
-constexpr int64_t kStreamBytes = 16 << 20;
 
 void multistep_step(
     Tensor slots,

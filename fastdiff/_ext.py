@@ -1,7 +1,7 @@
 """The compiled extension, loaded once.
 
 Without it fastdiff runs on Triton (CUDA) and on the PyTorch references (CPU). HAS_EXT: whether it
-is there. reason: why not, in one sentence ("" when it is).
+is there. reason: why not, in one sentence ("" when it is). HAS_CUDA: whether it holds CUDA kernels.
 """
 
 from __future__ import annotations
@@ -26,3 +26,6 @@ HAS_EXT = _C is not None
 def build_info() -> dict[str, str]:
     """How the extension was built: compiler, torch_target, cuda, cpu_target. {} without it."""
     return dict(_C.build_info()) if _C is not None else {}
+
+
+HAS_CUDA = build_info().get("cuda", "none") != "none"

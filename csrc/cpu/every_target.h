@@ -1,7 +1,7 @@
 // Compiles one kernel source for the architecture's baseline and, on x86-64, for AVX2 and AVX-512. A .cpp file defines
 // FASTDIFF_KERNEL, a file that defines run(...), and includes this; chosen_run() is the machine's. No include guard.
 //
-// The kernel file sees sums.h and
+// The kernel file sees sums.h, normals.h and
 //   FASTDIFF_TARGET        the function attribute that selects the instruction set
 //   FASTDIFF_VECTOR_BYTES  the width of its registers
 // It has no include guard and includes nothing.
@@ -20,6 +20,7 @@ namespace fastdiff::cpu {
 #define FASTDIFF_VECTOR_BYTES 16
 namespace baseline {
 #include "sums.h"
+#include "normals.h"
 #include FASTDIFF_KERNEL
 }
 #undef FASTDIFF_TARGET
@@ -30,6 +31,7 @@ namespace baseline {
 #define FASTDIFF_VECTOR_BYTES 32
 namespace avx2 {
 #include "sums.h"
+#include "normals.h"
 #include FASTDIFF_KERNEL
 }
 #undef FASTDIFF_TARGET
@@ -39,6 +41,7 @@ namespace avx2 {
 #define FASTDIFF_VECTOR_BYTES 64
 namespace avx512 {
 #include "sums.h"
+#include "normals.h"
 #include FASTDIFF_KERNEL
 }
 #undef FASTDIFF_TARGET

@@ -2,23 +2,6 @@
 
 static_assert(kMaxReads + 3 <= kMaxTerms, "a sum holds every slot read, x0, the output and noise");
 
-// 4 * blocks normals of one image, from element 4 * first_block on.
-FASTDIFF_TARGET __attribute__((noinline)) void normals(
-    uint64_t seed, uint32_t stage, uint32_t purpose, uint64_t first_block, int64_t blocks, float* to) {
-  const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  const uint32_t low = static_cast<uint32_t>(first_block), high = static_cast<uint32_t>(first_block >> 32);
-  uint32_t counter = low;
-  for (const float* const end = to + 4 * blocks; to != end; to += 4, ++counter) {
-    uint32_t word[4] = {counter, high + (counter < low), stage, purpose};
-    philox4x32(word, k0, k1);
-    const Pair a = box_muller(word[0], word[1]), b = box_muller(word[2], word[3]);
-    to[0] = a.first;
-    to[1] = a.second;
-    to[2] = b.first;
-    to[3] = b.second;
-  }
-}
-
 constexpr int64_t kNormals = kChunk + 8;  // a chunk's normals, widened to whole Philox blocks at both ends
 
 // The normals of elements [begin, begin + count) of a sample in memory order.
@@ -27,9 +10,7 @@ FASTDIFF_TARGET __attribute__((noinline)) void sample_normals(
     const MultistepStep& step, int64_t sample, int64_t begin, int64_t count, S* to) {
   float buffer[kNormals];
   const auto draw = [&](int64_t first, int64_t wanted) {  // logical elements [first, first + wanted)
-    const int64_t block = first / 4;
-    normals(step.seeds[sample], step.index[0], step.index[1], block, (first + wanted + 3) / 4 - block, buffer);
-    return buffer + (first - 4 * block);
+    return normals(step.seeds[sample], step.index[0], step.index[1], first, wanted, buffer);
   };
   if (step.channels == 1) {
     const float* z = draw(begin, count);

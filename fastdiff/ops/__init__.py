@@ -1,5 +1,15 @@
 """Fused operations, one per file: public function, PyTorch reference, schema and backends."""
 
+from . import haar_orders
+from .haar import (
+    HaarPyramid,
+    haar_expand,
+    haar_loss,
+    haar_merge,
+    haar_noise,
+    haar_split,
+    haar_step,
+)
 from .multistep_step import (
     allocate_slots,
     multistep_step,
@@ -10,7 +20,15 @@ from .multistep_step import (
 from .weighted_sums import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 
 __all__ = [
+    "HaarPyramid",
     "allocate_slots",
+    "haar_expand",
+    "haar_loss",
+    "haar_merge",
+    "haar_noise",
+    "haar_orders",
+    "haar_split",
+    "haar_step",
     "multistep_step",
     "multistep_step_ref",
     "multistep_step_unchecked",
