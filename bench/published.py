@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def plms_step(
@@ -100,3 +102,45 @@ def load_pytorch_wavelets() -> ModuleType:
         finally:
             del sys.modules["pkg_resources"]
     return importlib.import_module("pytorch_wavelets")
+
+
+def msdiff_weight(channels: int, device: torch.device) -> Tensor:
+    """The filters of one level, [4 C, 1, 2, 2]: V, low, H, D of each colour in turn."""
+    signs = [[1, 1, -1, -1], [1, 1, 1, 1], [1, -1, 1, -1], [1, -1, -1, 1]]
+    weight = torch.tensor(signs, dtype=torch.float32, device=device).view(4, 1, 2, 2) / 2
+    return weight.repeat(channels, 1, 1, 1)
+
+
+def msdiff_split(x: Tensor, levels: int, weight: Tensor) -> list[Tensor]:
+    """MSDiff's Haar split of colour images [B, 3, H, W], its weight ready: 14 operations a level.
+
+    A grouped convolution, then band after band and colour after colour copied into their order.
+    Returns details [B, 9, h, w] finest first and the coarse image.
+    """
+    channels, scales = x.shape[1], []
+    for _ in range(levels):
+        raw = functional.conv2d(x, weight, stride=2, groups=channels)
+        ordered = torch.zeros_like(raw)
+        for place, band in enumerate(MSDIFF_BANDS):
+            for colour in range(channels):
+                ordered[:, place * channels + colour] = raw[:, 4 * colour + band]
+        x = ordered[:, :channels]
+        scales.append(ordered[:, channels:])
+    return [*scales, x]
+
+
+def msdiff_merge(scales: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """The way back: 15 operations a level."""
+    *details, x = scales
+    channels = x.shape[1]
+    for detail in reversed(details):
+        ordered = torch.cat([x, detail], 1)
+        raw = torch.zeros_like(ordered)
+        for place, band in enumerate(MSDIFF_BANDS):
+            for colour in range(channels):
+                raw[:, 4 * colour + band] = ordered[:, place * channels + colour]
+        x = functional.conv_transpose2d(raw, weight, stride=2, groups=channels)
+    return x
+
+
+MSDIFF_BANDS = (1, 0, 2, 3)  # where low, V, H, D are among a colour's four

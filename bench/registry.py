@@ -122,8 +122,10 @@ class Claim:
     baseline: str
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
+def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
     """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
+    if not isinstance(found, Tensor):
+        return max(relative_error(*pair) for pair in zip(found, wanted, strict=True))
     found, wanted = (t.detach().cpu().double() for t in (found, wanted))
     return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
 
@@ -131,6 +133,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
     from .entries import (
+        haar,
         initial_noise,
         multistep_step,
         pipeline,
@@ -144,6 +147,7 @@ def entries() -> tuple[Entry, ...]:
         multistep_step.ENTRY,
         weighted_sums.ENTRY,
         initial_noise.ENTRY,
+        haar.ENTRY,
         solver_loop.ENTRY,
         scheduler_step.ENTRY,
         sampler_functions.ENTRY,
@@ -155,6 +159,8 @@ CLAIMS = (
     Claim("faster than diffusers' PNDM step", "multistep_step", "plms", "diffusers PNDM"),
     Claim("faster than diffusers' UniPC step", "multistep_step", "unipc", "diffusers UniPC"),
     Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
+    Claim("faster than torch.compile of slices", "haar", "split", "torch.compile"),
+    Claim("faster than the wavelet packages", "haar", "merge", "pytorch_wavelets"),
     Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
     Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
     Claim("drop-in sampler functions", "sampler_functions", "ipndm", "published operations"),
