@@ -28,7 +28,7 @@ TORCH_TARGET = "2.11"  # the stable ABI's version: torch 2.11 and later load the
 CXX_FLAGS = (
     "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden -g0"
 )
-NVCC_FLAGS = "-std=c++17 -O3 --fmad=false -DUSE_CUDA"
+NVCC_FLAGS = "-std=c++17 -O3 --fmad=false"
 
 
 class MissingTorch(build_ext):
@@ -88,6 +88,7 @@ def extension():
             ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
             ("FASTDIFF_TORCH_TARGET", f'"{TORCH_TARGET}"'),
             ("FASTDIFF_CUDA_VERSION", f'"{torch.version.cuda if cuda else "none"}"'),
+            *([("USE_CUDA", None)] if cuda else []),
         ],
         extra_compile_args={"cxx": CXX_FLAGS.split(), "nvcc": NVCC_FLAGS.split()},
     )

@@ -48,6 +48,28 @@ FASTDIFF_INLINE int64_t pyramid_offset(const Haar& haar, int level) {
   return offset;
 }
 
+inline int64_t pyramid_elements(const Haar& haar) {
+  return haar.batch * (pyramid_offset(haar, haar.levels + 1) +
+                       haar.channels * side(haar.height, haar.levels) * side(haar.width, haar.levels));
+}
+
+// Bands of every level, one after the other in `flat`; each dense, with its channels last where asked.
+inline void lay_out(Haar& haar, void* flat, Type type, bool channels_last) {
+  char* data = static_cast<char*>(flat);
+  for (int level = 1; level <= haar.levels + 1; ++level) {
+    const bool coarse = level > haar.levels;
+    const int64_t c = haar.channels, bands = coarse ? 1 : 3;
+    const int64_t h = side(haar.height, coarse ? haar.levels : level), w = side(haar.width, coarse ? haar.levels : level);
+    const int64_t sample = bands * c * h * w, column = channels_last ? bands * c : 1, row = w * column;
+    const int64_t channel = channels_last ? 1 : h * w, band = c * channel;
+    if (coarse)
+      haar.coarse = {data, type, sample, channel, row, column};
+    else
+      haar.details[level - 1] = {data, type, sample, band, channel, row, column};
+    data += haar.batch * sample * size_of(type);
+  }
+}
+
 template <class S>
 struct Quad {
   S low, v, h, d;

@@ -10,6 +10,8 @@
 #ifdef USE_CUDA
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
 #endif
 
 namespace {
@@ -28,29 +30,6 @@ fastdiff::Image image_of(const Tensor& t) {
 
 fastdiff::Details details_of(const Tensor& t) {
   return {t.data_ptr(), type_of(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
-}
-
-// Bands of every level, one after the other in `flat`; each dense, with its channels last where asked.
-void lay_out(Haar& haar, const Tensor& flat, bool channels_last) {
-  const fastdiff::Type type = type_of(flat);
-  char* data = static_cast<char*>(flat.data_ptr());
-  for (int level = 1; level <= haar.levels + 1; ++level) {
-    const bool coarse = level > haar.levels;
-    const int64_t c = haar.channels, bands = coarse ? 1 : 3;
-    const int64_t h = side(haar.height, coarse ? haar.levels : level), w = side(haar.width, coarse ? haar.levels : level);
-    const int64_t sample = bands * c * h * w, column = channels_last ? bands * c : 1, row = w * column;
-    const int64_t channel = channels_last ? 1 : h * w, band = c * channel;
-    if (coarse)
-      haar.coarse = {data, type, sample, channel, row, column};
-    else
-      haar.details[level - 1] = {data, type, sample, band, channel, row, column};
-    data += haar.batch * sample * fastdiff::size_of(type);
-  }
-}
-
-int64_t pyramid_elements(const Haar& haar) {
-  return haar.batch * (fastdiff::pyramid_offset(haar, haar.levels + 1) +
-                       haar.channels * side(haar.height, haar.levels) * side(haar.width, haar.levels));
 }
 
 Haar sized(int64_t levels, int64_t batch, int64_t channels, int64_t height, int64_t width, const Tensor& like) {
@@ -102,7 +81,7 @@ void add_coarse(Haar& haar, const Tensor& coarse) {
 struct Cpu {
   static void run(Haar& haar, HaarOp op, const Tensor&, double* losses = nullptr) {
     if (haar.batch * haar.channels * haar.height * haar.width == 0) return;
-    const int64_t moved = pyramid_elements(haar) * fastdiff::size_of(haar.is_double ? fastdiff::Type::f64 : fastdiff::Type::f32);
+    const int64_t moved = fastdiff::pyramid_elements(haar) * fastdiff::size_of(haar.is_double ? fastdiff::Type::f64 : fastdiff::Type::f32);
     haar.stream = 2 * moved > fastdiff::kStreamBytes;
     const int64_t wanted = haar.seeds ? fastdiff::kRandomElementsPerThread : fastdiff::kElementsPerThread;
     const int64_t grain = std::max<int64_t>(1, wanted / fastdiff::cpu::haar_tile_elements(haar));
@@ -127,12 +106,41 @@ struct Cpu {
   }
 };
 
+#ifdef USE_CUDA
+struct Cuda {
+  static void check(const char* error) { STD_TORCH_CHECK(!error, "fastdiff: ", error); }
+  static void* stream_on(const Tensor& tensor) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    return stream;
+  }
+  static void run(Haar& haar, HaarOp op, const Tensor& on, double* losses = nullptr) {
+    if (haar.batch * haar.channels * haar.height * haar.width == 0) return;
+    STD_TORCH_CHECK(
+        fastdiff::cuda::haar_blocks(haar) < (int64_t{1} << 31), "haar: more than 2^31 blocks of 8192 elements");
+    const torch::stable::accelerator::DeviceGuard guard(on.get_device_index());
+    check(fastdiff::cuda::haar(haar, op, losses, stream_on(on)));
+  }
+  static void reduce(Haar& haar, const Tensor& image, const Tensor& sums) {
+    if (haar.batch * haar.channels * haar.height * haar.width == 0) {
+      torch::stable::fill_(sums, 0);
+      return;
+    }
+    Tensor losses = torch::stable::new_empty(sums, {fastdiff::cuda::haar_losses(haar)}, ScalarType::Double);
+    double* const partial = static_cast<double*>(losses.data_ptr());
+    run(haar, HaarOp::loss, image, partial);
+    const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
+    check(fastdiff::cuda::haar_sum(haar, partial, sums.data_ptr(), stream_on(image)));
+  }
+};
+#endif
+
 template <class Device>
 Tensor haar_split(Tensor x, int64_t levels, bool channels_last) {
   Haar haar = sized(levels, x);
   haar.image = image_of(x);
-  Tensor flat = torch::stable::new_empty(x, {pyramid_elements(haar)});
-  lay_out(haar, flat, channels_last);
+  Tensor flat = torch::stable::new_empty(x, {fastdiff::pyramid_elements(haar)});
+  lay_out(haar, flat.data_ptr(), type_of(flat), channels_last);
   Device::run(haar, HaarOp::split, x);
   return flat;
 }
@@ -227,3 +235,6 @@ void register_all(Library& library) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { register_all<Cpu>(library); }
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, library) { register_all<Cuda>(library); }
+#endif

@@ -8,8 +8,14 @@
 
 #ifdef __CUDACC__
 #define FASTDIFF_INLINE __host__ __device__ __forceinline__
+#define FASTDIFF_UNROLL _Pragma("unroll")
+#define FASTDIFF_ROLLED _Pragma("unroll 1")
 #else
+#ifndef FASTDIFF_INLINE
 #define FASTDIFF_INLINE inline __attribute__((always_inline))
+#endif
+#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")
+#define FASTDIFF_ROLLED
 #endif
 
 namespace fastdiff {
@@ -27,7 +33,7 @@ FASTDIFF_INLINE uint32_t as_bits(float value) {
 }
 
 FASTDIFF_INLINE void philox4x32(uint32_t c[4], uint32_t k0, uint32_t k1) {
-#pragma GCC unroll 10
+  FASTDIFF_UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c[0];
     const uint64_t p1 = uint64_t{0xCD9E8D57u} * c[2];
