@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,13 +101,33 @@ def nvcc_reports(
     if not files:
         return
     nvcc = find_nvcc()
-    for file in files:
-        for arch in archs:
-            with tempfile.TemporaryDirectory() as folder:
-                cubin = Path(folder) / "kernels.cubin"
-                _run(nvcc, "-cubin", "-std=c++17", "-O3", f"-arch=sm_{arch}", *flags,
-                     "-I", str(ROOT / "csrc"), "-o", str(cubin), str(file))  # fmt: skip
-                yield from read_binary(cubin, arch)
+
+    def compiled(job: tuple[Path, int]) -> list[Report]:
+        file, arch = job
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernels.cubin"
+            _run(nvcc, "-cubin", "-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{arch}", *flags,
+                 "-I", str(ROOT / "csrc"), "-o", str(cubin), str(file))  # fmt: skip
+            return list(read_binary(cubin, arch))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for reports in pool.map(compiled, itertools.product(files, archs)):
+            yield from reports
+
+
+def cuda_kernel(function: str) -> tuple[str, int]:
+    """A readable name of a CUDA C++ kernel, and the 128-bit accesses there must be in it.
+
+    Aligned Haar kernels read or write an image by 16 bytes, at least one a row of a lane's tile.
+    """
+    found = re.search(r"haar_kernelI(\w)Li(\d)ELb(\d)E\w*?HaarOpE(\d)", function)
+    if not found:
+        return function, 0
+    operation = ("split", "merge", "step", "expand", "loss")[int(found[4])]
+    kind, levels = {"f": "float32", "d": "float64"}[found[1]], int(found[2])
+    aligned = found[3] == "1"
+    name = f"haar {operation} K={levels} {kind}{' aligned' if aligned else ''}"
+    return name, max(2, 1 << levels) if aligned else 0
 
 
 def read_binary(
@@ -124,15 +146,16 @@ def read_binary(
         )
         if not operations:
             raise RuntimeError(f"no instruction was read from {function} in {cubin}")
+        readable, promised = (name, wide) if name else cuda_kernel(function)
         yield Report(
-            name=name or function,
+            name=readable,
             arch=arch,
             registers=int(registers),
             stack=int(stack),
             local_accesses=sum(o.startswith(("LDL", "STL")) for o in operations),
             wide_loads=sum(bool(re.match(r"LDG\.E\S*\.(128|256)", o)) for o in operations),
             wide_stores=sum(bool(re.match(r"STG\.E\S*\.(128|256)", o)) for o in operations),
-            wide=wide,
+            wide=promised,
             shared=int(shared) + dynamic_shared,
             instructions=sum(not o.startswith("NOP") for o in operations),
         )

@@ -117,3 +117,15 @@ def test_faults_of_a_report():
     assert report(stack=8).faults() == ["a stack of 8 bytes"]
     assert report(local_accesses=2).faults() == ["2 local memory accesses"]
     assert report(wide_loads=0).faults() == ["1 of 3 128-bit accesses"]
+
+
+def test_names_of_cuda_kernels():
+    mangled = (
+        "_ZN8fastdiff4cuda32_GLOBAL__N__1_2311haar_kernelIfLi3ELb1ELNS_6HaarOpE2EEEvNS_4HaarEPd"
+    )
+    assert aot.cuda_kernel(mangled) == ("haar step K=3 float32 aligned", 8)
+    assert aot.cuda_kernel(mangled.replace("IfLi3ELb1E", "IdLi0ELb0E")) == (
+        "haar step K=0 float64",
+        0,
+    )
+    assert aot.cuda_kernel("_Z5otherv") == ("_Z5otherv", 0)
