@@ -115,16 +115,21 @@ def nvcc_reports(
             yield from reports
 
 
+KINDS = {"f": "float32", "d": "float64"}
+
+
 def cuda_kernel(function: str) -> tuple[str, int]:
     """A readable name of a CUDA C++ kernel, and the 128-bit accesses there must be in it.
 
     Aligned Haar kernels read or write an image by 16 bytes, at least one a row of a lane's tile.
     """
+    if found := re.search(r"sum_kernelI(\w)E", function):
+        return f"haar sum of losses {KINDS[found[1]]}", 0
     found = re.search(r"haar_kernelI(\w)Li(\d)ELb(\d)E\w*?HaarOpE(\d)", function)
     if not found:
         return function, 0
     operation = ("split", "merge", "step", "expand", "loss")[int(found[4])]
-    kind, levels = {"f": "float32", "d": "float64"}[found[1]], int(found[2])
+    kind, levels = KINDS[found[1]], int(found[2])
     aligned = found[3] == "1"
     name = f"haar {operation} K={levels} {kind}{' aligned' if aligned else ''}"
     return name, max(2, 1 << levels) if aligned else 0

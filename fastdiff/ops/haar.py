@@ -69,7 +69,7 @@ def haar_split(x: Tensor, levels: int) -> HaarPyramid:
     _check_image("x", x)
     _check_levels(levels, x.shape[2:])
     last = _is_channels_last(x)
-    flat = torch.ops.fastdiff.haar_split(x, levels, last)
+    flat = torch.ops.fastdiff.haar_split.default(x, levels, last)
     return _views(flat, x.shape, levels, last)
 
 
@@ -87,7 +87,7 @@ def haar_merge(pyramid: HaarPyramid | Sequence, size: Sequence[int] | None = Non
     details, coarse = tuple(pyramid[0]), pyramid[1]
     height, width = _check_pyramid(details, coarse, size)
     last = _is_channels_last(details[0].flatten(1, 2) if details else coarse)
-    return torch.ops.fastdiff.haar_merge(details, coarse, height, width, last)
+    return torch.ops.fastdiff.haar_merge.default(details, coarse, height, width, last)
 
 
 def haar_step(
@@ -126,7 +126,7 @@ def haar_step(
         _same_device("score", score, x)
     levels = _check_coefficients(coefficients, x, columns, x.shape[2:])
     _check_seeds(seeds, x)
-    return torch.ops.fastdiff.haar_step(
+    return torch.ops.fastdiff.haar_step.default(
         x, score, coefficients.contiguous(), seeds, _stage(stage, x), levels, _is_channels_last(x)
     )
 
@@ -166,7 +166,7 @@ def haar_expand(
     height, width = _check_size(size, coarse.shape[2:], "coarse")
     _check_coefficients(coefficients, coarse, 2, (height, width), only=1)
     _check_seeds(seeds, coarse)
-    return torch.ops.fastdiff.haar_expand(
+    return torch.ops.fastdiff.haar_expand.default(
         coarse, coefficients.contiguous(), seeds, _stage(stage, coarse), height, width,
         _is_channels_last(coarse),
     )  # fmt: skip
@@ -197,7 +197,7 @@ def haar_loss(
     _check_seeds(seeds, prediction)
     if torch.is_grad_enabled() and coefficients.requires_grad:
         raise ValueError("haar_loss is not differentiable in its coefficients: detach them")
-    return torch.ops.fastdiff.haar_loss(
+    return torch.ops.fastdiff.haar_loss.default(
         prediction, coefficients.contiguous(), seeds, _stage(stage, prediction), levels
     )
 
@@ -347,24 +347,25 @@ def _check_pyramid(
     _check_image("coarse", coarse)
     if len(details) > MAX_LEVELS:
         raise ValueError(f"details must be at most {MAX_LEVELS} levels, got {len(details)}")
-    for j, detail in enumerate(details):
+    batch, channels, height, width = coarse.shape
+    for j in reversed(range(len(details))):
+        detail = details[j]
         require_dtype(f"details[{j}]", detail, coarse.dtype)
         _same_device(f"details[{j}]", detail, coarse)
-    below = coarse
-    for j in reversed(range(len(details))):
-        wanted = (len(coarse), 3, coarse.shape[1], *below.shape[-2:])
-        if j == len(details) - 1:
-            require_shape(f"details[{j}]", details[j], wanted)
-        else:
-            sides = [(s, s - 1) for s in (2 * below.shape[-2], 2 * below.shape[-1])]
-            require_shape(f"details[{j}]", details[j],
-                          *((*wanted[:3], h, w) for h in sides[0] for w in sides[1]))  # fmt: skip
-        below = details[j]
+        shape = tuple(detail.shape)
+        inner = j < len(details) - 1  # it may be one short of twice the level before
+        sides = ((2 * height, 2 * height - 1), (2 * width, 2 * width - 1))
+        heights, widths = sides if inner else ((height,), (width,))
+        fits = shape[:3] == (batch, 3, channels) and len(shape) == 5
+        if not (fits and shape[3] in heights and shape[4] in widths):
+            wanted = ((batch, 3, channels, h, w) for h in heights for w in widths)
+            require_shape(f"details[{j}]", detail, *wanted)
+        height, width = shape[3:]
     if not details:
         if size is not None and tuple(size) != tuple(coarse.shape[2:]):
             raise ValueError(f"size must be {tuple(coarse.shape[2:])} without details, got {size}")
-        return coarse.shape[2], coarse.shape[3]
-    return _check_size(size, details[0].shape[3:], "the finest details")
+        return height, width
+    return _check_size(size, (height, width), "the finest details")
 
 
 def _check_size(size: Sequence[int] | None, half: Sequence[int], of: str) -> tuple[int, int]:
@@ -450,16 +451,19 @@ def _sides(size: Sequence[int], level: int) -> tuple[int, int]:
 
 def _views(flat: Tensor, shape: Sequence[int], levels: int, channels_last: bool) -> HaarPyramid:
     """The bands in a flat buffer."""
-    batch, channels, *size = shape
-    groups = [3] * levels + [1]
-    sides = [_sides(size, j) for j in range(1, levels + 1)] + [_sides(size, levels)]
-    counts = [batch * bands * channels * h * w for bands, (h, w) in zip(groups, sides, strict=True)]
-    views = []
-    for part, bands, (h, w) in zip(flat.split(counts), groups, sides, strict=True):
+    batch, channels, height, width = shape
+    views, start = [], 0
+    for level in range(1, levels + 2):
+        bands = 3 if level <= levels else 1
+        if level <= levels:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        count = batch * bands * channels * height * width
+        part, start = flat.narrow(0, start, count), start + count
         if channels_last:
-            views.append(part.view(batch, h, w, bands, channels).permute(0, 3, 4, 1, 2))
+            view = part.view(batch, height, width, bands, channels).permute(0, 3, 4, 1, 2)
         else:
-            views.append(part.view(batch, bands, channels, h, w))
+            view = part.view(batch, bands, channels, height, width)
+        views.append(view)
     return HaarPyramid(tuple(views[:-1]), views[-1].squeeze(1), flat)
 
 
@@ -647,7 +651,9 @@ def _keep_split(ctx, inputs, output) -> None:
 
 def _split_gradient(ctx, flat: Tensor):
     details, coarse, _ = _views(flat.contiguous(), ctx.shape, ctx.levels, ctx.last)
-    return torch.ops.fastdiff.haar_merge(details, coarse, *ctx.shape[2:], ctx.last), None, None
+    height, width = ctx.shape[2:]
+    image = torch.ops.fastdiff.haar_merge.default(details, coarse, height, width, ctx.last)
+    return image, None, None
 
 
 def _keep_merge(ctx, inputs, output) -> None:

@@ -459,7 +459,7 @@ ONES2, ONES3 = torch.ones(1, 2, 2), torch.ones(1, 2, 3)
         (lambda: haar_merge((FINE[:1], COARSE)), ValueError, r"details\[0\] must have"),
         (lambda: haar_merge((FINE[::-1], COARSE)), ValueError, r"details\[1\] must have"),
         (lambda: haar_merge(([d.double() for d in FINE], COARSE)), TypeError,
-         r"details\[0\] must be torch.float32, got torch.float64"),
+         r"details\[1\] must be torch.float32, got torch.float64"),
         (lambda: haar_step(X, X[:, :2], ONES3), ValueError, "score must have the shape"),
         (lambda: haar_step(X, X, ONES2), ValueError, r"levels \+ 1, 3\), got"),
         (lambda: haar_step(X, None, ONES3), ValueError, r"levels \+ 1, 2\), got"),
