@@ -33,6 +33,11 @@ def warnings() -> list[str]:
         found.append(f"{_ext.reason}; CPU tensors run on the PyTorch reference, many times slower")
     if torch.cuda.is_available() and not _triton():
         found.append("a GPU is here but Triton is not: CUDA tensors run on the PyTorch reference")
+    if torch.cuda.is_available() and not _ext.HAS_CUDA:
+        found.append(
+            "a GPU is here but the extension holds no CUDA kernels: the Haar ops run on PyTorch; "
+            "install a CUDA toolkit and build again with FASTDIFF_CUDA=1"
+        )
     return found
 
 

@@ -452,13 +452,16 @@ def _sides(size: Sequence[int], level: int) -> tuple[int, int]:
 def _views(flat: Tensor, shape: Sequence[int], levels: int, channels_last: bool) -> HaarPyramid:
     """The bands in a flat buffer."""
     batch, channels, height, width = shape
-    views, start = [], 0
+    sides, counts = [], []
     for level in range(1, levels + 2):
-        bands = 3 if level <= levels else 1
         if level <= levels:
             height, width = (height + 1) // 2, (width + 1) // 2
-        count = batch * bands * channels * height * width
-        part, start = flat.narrow(0, start, count), start + count
+        bands = 3 if level <= levels else 1
+        sides.append((bands, height, width))
+        counts.append(batch * bands * channels * height * width)
+    views = []
+    parts = flat.split_with_sizes(counts)  # whose gradient is one concatenation
+    for part, (bands, height, width) in zip(parts, sides, strict=True):
         if channels_last:
             view = part.view(batch, height, width, bands, channels).permute(0, 3, 4, 1, 2)
         else:

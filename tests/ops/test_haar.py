@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import ptwt
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.published import load_pytorch_wavelets
+from fastdiff import _ext, check_capturable
 from fastdiff.ops import (
     HaarPyramid,
     haar_expand,
@@ -415,6 +419,57 @@ def test_compiled_without_a_graph_break():
     found.backward()
     wanted.backward()
     torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_nothing_a_graph_cannot_hold():
+    def body(x, c, seeds, stage):
+        noisy = haar_noise(haar_merge(haar_split(x, 2), x.shape[2:]), c, seeds, stage)
+        finer = haar_expand(noisy, c[:, :2].contiguous(), seeds, stage)
+        return haar_step(noisy, x, c.repeat(1, 1, 2)[:, :, :3].contiguous(), seeds, 3), finer, (
+            haar_loss(noisy, c, seeds, stage)
+        )  # fmt: skip
+
+    stage = torch.zeros(1, dtype=torch.int32)
+    given = (normal(2, 3, 9, 12), table(2, 2, 2, torch.float32), torch.arange(2), stage)
+    assert check_capturable(body, *given) == []
+
+
+# The same launches in a process that lacks the extension, or an instruction set.
+LAUNCHES = """
+import hashlib, sys, torch
+{setup}
+from fastdiff import _ext
+from fastdiff.ops import haar_expand, haar_merge, haar_noise, haar_split, haar_step
+g = torch.Generator().manual_seed(1)
+digest = hashlib.sha256()
+for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(2, 3, 37, 150, generator=g).to(dtype)
+    c, seeds = torch.randn(2, 4, 3, generator=g).to(wide), torch.tensor([1, -7])
+    pyramid = haar_split(x, 3)
+    two = c[:, :2, :2].contiguous()
+    for made in (pyramid.flat, haar_merge(pyramid, (37, 150)), haar_step(x, x, c, seeds, 2),
+                 haar_noise(x, two, seeds), haar_expand(x, two, seeds)):
+        digest.update(made.contiguous().view(torch.uint8).numpy().tobytes())
+print(_ext.build_info().get("cpu_target", "reference"), digest.hexdigest())
+"""
+
+
+def launch_elsewhere(setup="", **environment):
+    """(backend, digest of the results) of LAUNCHES in a process of its own."""
+    command = [sys.executable, "-c", LAUNCHES.format(setup=setup)]
+    env = {**os.environ, **environment}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    return run.stdout.split()
+
+
+def test_every_cpu_target_and_the_reference_agree(capsys):
+    exec(LAUNCHES.format(setup=""), {})
+    _, here = capsys.readouterr().out.split()
+    assert launch_elsewhere("sys.modules['fastdiff._C'] = None") == ["reference", here]
+    if _ext.HAS_EXT:
+        assert launch_elsewhere(FASTDIFF_CPU_TARGET="baseline") == ["baseline", here]
+        assert launch_elsewhere(FASTDIFF_CPU_TARGET="avx2")[1] == here
 
 
 def test_more_elements_than_32_bits_count():

@@ -1,0 +1,77 @@
+"""The Haar kernels on a GPU; skipped without one, where tests/ops/test_haar_lane.py stands in."""
+
+import pytest
+import torch
+
+from bench.entries import haar as entry
+from fastdiff import _ext
+from fastdiff.ops import haar_loss, haar_merge, haar_noise, haar_split, haar_step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+CUDA = torch.device("cuda")
+
+
+def test_the_extension_has_them():
+    assert _ext.HAS_CUDA
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_gates(quick):
+    red = [gate for gate in entry.gates(CUDA, quick) if not gate["ok"]]
+    assert not red
+
+
+@pytest.mark.parametrize("row", entry.ROWS)
+def test_one_launch(row):
+    columns = entry.ROWS[row].columns
+    sets = [entry.buffers(0, (2, 3, 64, 64), CUDA, columns, 1 if row == "expand" else 3)]
+    call = entry.ROWS[row].ours(sets)
+    call(0)
+    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        call(0)
+        torch.cuda.synchronize()
+    launched = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(launched) == (2 if row == "loss" else 1), [e.name for e in launched]
+
+
+def test_replays_with_another_stage_draw_other_noise():
+    x = torch.randn(2, 3, 40, 24, device=CUDA)
+    c = torch.rand(1, 4, 2, device=CUDA)
+    seeds, stage = torch.arange(2, device=CUDA), torch.zeros(1, dtype=torch.int32, device=CUDA)
+    haar_noise(x, c, seeds, stage)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = haar_merge(haar_split(haar_noise(x, c, seeds, stage), 3), (40, 24))
+        loss = haar_loss(found, c, seeds, stage)
+    for number in (1, 5):
+        stage.fill_(number)
+        graph.replay()
+        noisy = haar_noise(x, c, seeds, number)
+        torch.testing.assert_close(found, noisy, rtol=0, atol=1e-5)
+        assert torch.equal(loss, haar_loss(found, c, seeds, number))
+
+
+def test_more_than_32_bits_of_elements():
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("needs 20 GB of memory")
+    x = torch.zeros(33, 1, 8192, 8192, dtype=torch.float16, device=CUDA)
+    x[-1, 0, -2:, -2:] = 1
+    pyramid = haar_split(x, 3)
+    assert pyramid.coarse[-1, 0, -1, -1] == 0.5 and pyramid.coarse.count_nonzero() == 1
+    assert torch.equal(haar_merge(pyramid), x)
+
+
+def test_streams_and_devices_are_the_callers():
+    side = torch.cuda.Stream()
+    x = torch.randn(4, 3, 128, 128, device=CUDA)
+    c = torch.rand(1, 4, 3, device=CUDA)
+    wanted = haar_step(x, x, c)
+    with torch.cuda.stream(side):
+        side.wait_stream(torch.cuda.default_stream())
+        found = haar_step(x, x, c)
+    side.synchronize()
+    assert torch.equal(found, wanted)
