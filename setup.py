@@ -8,6 +8,8 @@ MAX_JOBS                parallel compilations (default: by cores and memory)
 
 import os
 import platform
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,7 +56,24 @@ def cuda_sources(torch, cpp_extension):
         sys.exit("FASTDIFF_CUDA=1 needs a CUDA build of torch, and this one is for the CPU.")
     if wish == "0" or not nvcc or not torch.version.cuda:
         return []
+    if wish == "auto" and (why := other_toolkit(torch, nvcc_of=cpp_extension.CUDA_HOME)):
+        print(why, flush=True)
+        return []
     return sorted(map(str, Path("csrc/cuda").glob("*.cu")))
+
+
+def other_toolkit(torch, nvcc_of):
+    """What is wrong with compiling for this torch by the nvcc of that folder; "" if nothing is."""
+    command = [Path(nvcc_of) / "bin" / "nvcc", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r"release (\d+)\.", said.stdout)
+    wanted = torch.version.cuda.partition(".")[0]
+    if found and found[1] == wanted:
+        return ""
+    return (
+        f"fastdiff: no CUDA kernels: nvcc in {nvcc_of} is of CUDA {found[1] if found else '?'}, "
+        f"torch of CUDA {torch.version.cuda} (FASTDIFF_CUDA=1 makes this an error)"
+    )
 
 
 def set_jobs():
@@ -76,8 +95,9 @@ def extension():
 
     cuda = cuda_sources(torch, cpp_extension)
     if cuda:
-        newest = ";10.0" if tuple(map(int, torch.version.cuda.split(".")[:2])) >= (12, 8) else ""
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"8.0;9.0{newest}+PTX")
+        version = tuple(map(int, torch.version.cuda.split(".")[:2]))
+        oldest, newest = "" if version >= (13, 0) else "7.0;", ";10.0" if version >= (12, 8) else ""
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{oldest}7.5;8.0;9.0{newest}+PTX")
     major, minor = map(int, TORCH_TARGET.split("."))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     module = kind(

@@ -144,3 +144,15 @@ def msdiff_merge(scales: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 
 MSDIFF_BANDS = (1, 0, 2, 3)  # where low, V, H, D are among a colour's four
+
+
+# == Preconditioned diffusion sampling =============================================================
+
+
+def pds_filter(x: Tensor, gain: Tensor) -> Tensor:
+    """The frequency mask of the published code: four complex transforms of one axis each.
+
+    x [B, C, H, W], gain [C, H, W]. 6 operations and a real part that stays a view of stride two.
+    """
+    spectrum = torch.fft.fft(torch.fft.fft(x, dim=2), dim=3) * gain
+    return torch.fft.ifft(torch.fft.ifft(spectrum, dim=3), dim=2).real

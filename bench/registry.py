@@ -140,6 +140,7 @@ def entries() -> tuple[Entry, ...]:
         sampler_functions,
         scheduler_step,
         solver_loop,
+        spectral_filter,
         weighted_sums,
     )
 
@@ -148,6 +149,7 @@ def entries() -> tuple[Entry, ...]:
         weighted_sums.ENTRY,
         initial_noise.ENTRY,
         haar.ENTRY,
+        spectral_filter.ENTRY,
         solver_loop.ENTRY,
         scheduler_step.ENTRY,
         sampler_functions.ENTRY,

@@ -8,7 +8,7 @@
 namespace fastdiff {
 
 constexpr int kMaxLevels = 5;
-constexpr uint32_t kPyramidNoise = 2;  // Philox purpose
+constexpr uint32_t kPyramidNoise = 2, kExpansionNoise = 3;  // Philox purposes
 
 // Arrays with a stride for each dimension, in elements.
 struct Image {
@@ -32,10 +32,15 @@ struct Haar {
   const void* coefficients;                // a row for each level, finest first, and one for the coarse image
   bool row_per_sample;                     // else one table for all
   const int64_t* seeds;                    // null: no noise
-  const int32_t* stage;                    // a word of the noise's counter
+  const int32_t* stage;                    // a word of the noise's counter; null: stage_number
+  uint32_t stage_number, purpose;
   const void* upstream;                    // of a loss: a factor for each sample's gradient
   bool stream;                             // write past the caches
 };
+
+FASTDIFF_INLINE uint32_t stage_of(const Haar& haar) {
+  return haar.stage ? static_cast<uint32_t>(haar.stage[0]) : haar.stage_number;
+}
 
 // Rows or columns at a level: odd ones are padded by a zero.
 FASTDIFF_INLINE int64_t side(int64_t full, int level) { return (full + (int64_t{1} << level) - 1) >> level; }
@@ -104,7 +109,7 @@ namespace cpu {
 // Work is cut into tiles, each of at most so many elements of the image.
 int64_t haar_tiles(const Haar& haar);
 int64_t haar_tile_elements(const Haar& haar);
-// Runs the tiles [begin, end) of haar_tiles(haar). Ranges may run in parallel. losses: a number for each tile of all.
+// Runs the tiles [begin, end) of haar_tiles(haar). Ranges may run in parallel. losses: a number for each tile of all, or null.
 void haar(const Haar& haar, HaarOp op, int64_t begin, int64_t end, double* losses);
 }  // namespace cpu
 

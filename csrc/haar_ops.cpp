@@ -58,16 +58,24 @@ Tensor result_of(Haar& haar, const Tensor& like, bool channels_last) {
 }
 
 void add_numbers(
-    Haar& haar, const Tensor& coefficients, int64_t columns, const std::optional<Tensor>& seeds, const Tensor& stage) {
+    Haar& haar, const Tensor& coefficients, int64_t columns, const std::optional<Tensor>& seeds,
+    const std::optional<Tensor>& stage, int64_t stage_number, uint32_t purpose = fastdiff::kPyramidNoise) {
   const int64_t table = (haar.levels + 1) * columns, count = coefficients.numel();
   STD_TORCH_CHECK(
-      (count == table || count == haar.batch * table) && (!seeds || seeds->numel() == haar.batch) && stage.numel() == 1 &&
+      (count == table || count == haar.batch * table) && coefficients.is_contiguous() &&
           (type_of(coefficients) == fastdiff::Type::f64) == haar.is_double,
-      "haar: a row of coefficients for each level and the coarse image, and a seed for each sample");
+      "haar: a row of coefficients for each level and the coarse image");
+  STD_TORCH_CHECK(
+      !seeds || (seeds->numel() == haar.batch && seeds->is_contiguous() && seeds->scalar_type() == ScalarType::Long),
+      "haar: a seed for each sample");
+  STD_TORCH_CHECK(
+      !stage || (stage->numel() == 1 && stage->scalar_type() == ScalarType::Int), "haar: stage is one int32 number");
   haar.coefficients = coefficients.data_ptr();
   haar.row_per_sample = count != table;
   haar.seeds = seeds ? static_cast<const int64_t*>(seeds->data_ptr()) : nullptr;
-  haar.stage = static_cast<const int32_t*>(stage.data_ptr());
+  haar.stage = stage ? static_cast<const int32_t*>(stage->data_ptr()) : nullptr;
+  haar.stage_number = static_cast<uint32_t>(stage_number);
+  haar.purpose = purpose;
 }
 
 void add_coarse(Haar& haar, const Tensor& coarse) {
@@ -153,7 +161,7 @@ Tensor haar_merge(std::vector<Tensor> details, Tensor coarse, int64_t height, in
     const Tensor& d = details[level - 1];
     STD_TORCH_CHECK(
         d.dim() == 5 && d.size(0) == haar.batch && d.size(1) == 3 && d.size(2) == haar.channels &&
-            d.size(3) == side(height, level) && d.size(4) == side(width, level),
+            d.size(3) == side(height, level) && d.size(4) == side(width, level) && type_of(d) == type_of(coarse),
         "haar: the details of level ", level, " do not fit the size");
     haar.details[level - 1] = details_of(d);
   }
@@ -165,8 +173,8 @@ Tensor haar_merge(std::vector<Tensor> details, Tensor coarse, int64_t height, in
 
 template <class Device>
 Tensor haar_step(
-    Tensor x, std::optional<Tensor> score, Tensor coefficients, std::optional<Tensor> seeds, Tensor stage, int64_t levels,
-    bool channels_last) {
+    Tensor x, std::optional<Tensor> score, Tensor coefficients, std::optional<Tensor> seeds,
+    std::optional<Tensor> stage, int64_t stage_number, int64_t levels, bool channels_last) {
   Haar haar = sized(levels, x);
   haar.image = image_of(x);
   if (score) {
@@ -176,7 +184,7 @@ Tensor haar_step(
         "haar_step: score must have the shape of x");
     haar.score = image_of(*score);
   }
-  add_numbers(haar, coefficients, score ? 3 : 2, seeds, stage);
+  add_numbers(haar, coefficients, score ? 3 : 2, seeds, stage, stage_number);
   Tensor result = result_of(haar, x, channels_last);
   Device::run(haar, HaarOp::step, x);
   return result;
@@ -184,22 +192,24 @@ Tensor haar_step(
 
 template <class Device>
 Tensor haar_expand(
-    Tensor coarse, Tensor coefficients, std::optional<Tensor> seeds, Tensor stage, int64_t height, int64_t width,
-    bool channels_last) {
+    Tensor coarse, Tensor coefficients, std::optional<Tensor> seeds, std::optional<Tensor> stage, int64_t stage_number,
+    int64_t height, int64_t width, bool channels_last) {
   STD_TORCH_CHECK(coarse.dim() == 4, "haar: an image has four dimensions");
   Haar haar = sized(1, coarse.size(0), coarse.size(1), height, width, coarse);
   add_coarse(haar, coarse);
-  add_numbers(haar, coefficients, 2, seeds, stage);
+  add_numbers(haar, coefficients, 2, seeds, stage, stage_number, fastdiff::kExpansionNoise);
   Tensor result = result_of(haar, coarse, channels_last);
   Device::run(haar, HaarOp::expand, coarse);
   return result;
 }
 
 template <class Device>
-Tensor haar_loss(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor stage, int64_t levels) {
+Tensor haar_loss(
+    Tensor prediction, Tensor coefficients, Tensor seeds, std::optional<Tensor> stage, int64_t stage_number,
+    int64_t levels) {
   Haar haar = sized(levels, prediction);
   haar.image = image_of(prediction);
-  add_numbers(haar, coefficients, 2, seeds, stage);
+  add_numbers(haar, coefficients, 2, seeds, stage, stage_number);
   Tensor sums = torch::stable::new_empty(coefficients, {haar.batch});
   Device::reduce(haar, prediction, sums);
   return sums;
@@ -207,18 +217,17 @@ Tensor haar_loss(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor st
 
 template <class Device>
 Tensor haar_loss_gradient(
-    Tensor prediction, Tensor coefficients, Tensor seeds, Tensor stage, Tensor upstream, int64_t levels,
-    bool channels_last) {
+    Tensor prediction, Tensor coefficients, Tensor seeds, std::optional<Tensor> stage, int64_t stage_number,
+    Tensor upstream, int64_t levels, bool channels_last) {
   Haar haar = sized(levels, prediction);
   haar.image = image_of(prediction);
-  add_numbers(haar, coefficients, 2, seeds, stage);
+  add_numbers(haar, coefficients, 2, seeds, stage, stage_number);
   STD_TORCH_CHECK(
-      upstream.numel() == haar.batch && (type_of(upstream) == fastdiff::Type::f64) == haar.is_double,
+      upstream.numel() == haar.batch && upstream.is_contiguous() && (type_of(upstream) == fastdiff::Type::f64) == haar.is_double,
       "haar_loss: a number for each sample");
   haar.upstream = upstream.data_ptr();
   Tensor gradient = result_of(haar, prediction, channels_last);
-  Tensor sums = torch::stable::new_empty(coefficients, {haar.batch});
-  Device::reduce(haar, prediction, sums);
+  Device::run(haar, HaarOp::loss, prediction);
   return gradient;
 }
 

@@ -1,4 +1,4 @@
-"""The `fastdiff` command: demo, sample, eval, train, solvers, doctor."""
+"""The `fastdiff` command: demo, sample, eval, train, precondition, solvers, doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train, name="train")
+precondition = typer.Typer(help="Masks of preconditioned sampling.", no_args_is_help=True)
+app.add_typer(precondition, name="precondition")
 
 # How a model is sampled, for `sample` and `eval`; what is not given is left to `generate`.
 MODEL = typer.Option(help='"digits", or a local diffusers folder.')
@@ -160,6 +162,24 @@ def digits(
 
     with _clear_errors():
         train_digits(out, steps=steps, seed=seed)
+
+
+@precondition.command("estimate")
+def estimate(
+    data: Annotated[Path, typer.Argument(help="Folder of 8-bit images of one size.")],
+    out: Annotated[Path, typer.Option(help="The safetensors file.")] = Path("out/mask.safetensors"),
+    limit: Annotated[int | None, typer.Option(help="Images to read, by name; all.")] = None,
+    flip: Annotated[bool, typer.Option(help="Count mirror images too.")] = False,
+) -> None:
+    """Estimate the masks of preconditioned sampling from images."""
+    from fastdiff.preconditioned import Preconditioner, estimate_masks
+
+    with _clear_errors():
+        statistics = estimate_masks(data, flip=flip, limit=limit)
+        statistics.save(out)
+        shape = "x".join(map(str, statistics.shape))
+        print(f"{statistics.count} images of {shape}: wrote {out}")
+        print(f"at alpha 5: {Preconditioner.from_statistics(statistics, use_pixels=True)}")
 
 
 @app.command()

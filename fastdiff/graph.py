@@ -17,14 +17,16 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+MEASURED_STAGES = 4  # of a loop recorded by the stage, when a replay is compared with the loop
 WARM_UPS = 2  # runs before a capture: lazy initialisation, autotuning, compilation
 PAYS = 0.99  # a replay must take less than this share of the eager time to be kept
 
@@ -39,7 +41,8 @@ class Stages(NamedTuple):
     Attributes:
         numbers: for each stage the tensors copied over the tables that the recorded stage reads.
         result: which of the recorded buffers (along their first dimension) is the result.
-        after: called after each stage with its number, 0 .., and the buffers; it may raise.
+        after: called after each stage with its number, 0 .., and the buffers; it may raise. What it
+            changes in them is not seen by the stages to come.
     """
 
     numbers: Sequence[Sequence[Tensor]]
@@ -48,7 +51,7 @@ class Stages(NamedTuple):
 
 
 class _Raised(Exception):
-    """Wraps what `Stages.after` raised: the caller's own, and no fault of the replay."""
+    """Holds what `Stages.after` raised: the caller's own, and no fault of the replay."""
 
 
 class CpuRecording:
@@ -83,8 +86,8 @@ class CpuRecording:
 class CudaRecording:
     """The same as a CUDA graph, captured in thread-local mode.
 
-    place: the memory pool and the stream of its captures. The graph knows addresses only: whoever
-    makes it keeps what it reads.
+    place: the memory pool and the stream of its captures. The graph knows addresses only: it keeps
+    what operations of a warm-up read, and whoever makes it what else it needs.
     """
 
     def __init__(self, body: Callable[[], Tensor], device: torch.device, place: Any) -> None:
@@ -94,6 +97,11 @@ class CudaRecording:
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
                     body()
+                with Reader() as reader:
+                    body()
+            self._read = (
+                reader.foreign()
+            )  # tables in attributes, caches: alive as long as the graph
             torch.cuda.current_stream().wait_stream(aside)
             torch.cuda.synchronize()
             before = torch.cuda.memory_reserved()
@@ -186,7 +194,7 @@ class Loop:
                 try:
                     stages.after(number, buffers)
                 except Exception as error:
-                    raise _Raised from error
+                    raise _Raised(error) from None
         return buffers[stages.result]
 
     def intermediates(self) -> Iterator[Tensor]:
@@ -204,8 +212,8 @@ class LoopCache:
     """The loops recorded over one network, least recently used first to go.
 
     most: how many are kept; memory: bytes they may hold together, None for no bound. Loops on CUDA
-    share one memory pool, so they may never run at the same time: `lock` has to be held to use the
-    cache, and `play` makes a replay wait for the one before, whatever stream that was on.
+    share one memory pool, so they run one at a time, and `play` makes a replay wait for the one
+    before, whatever stream that was on. `lock` guards what is kept.
     """
 
     def __init__(self, most: int = 8, memory: int | None = None) -> None:
@@ -213,13 +221,20 @@ class LoopCache:
         self.lock = threading.RLock()
         self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
         self._places: dict[torch.device, Any] = {}
+        self._keepers: dict[torch.device, CudaRecording] = {}
         self._last: torch.cuda.Event | None = None  # the end of the last replay
-        self._between = False  # whether a loop waits between two stages, in its caller's hands
+        self._turn = threading.Condition()
+        self._owner: int | None = None  # the thread whose loop runs
+        self._pausing = self._told = False  # it has a callback between stages; which was called
 
     def place(self, device: torch.device) -> Any:
         """The memory pool and the stream of captures on a device; None on the CPU."""
         if device not in self._places and device.type == "cuda":
-            self._places[device] = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+            with torch.cuda.device(device):
+                place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+                # A pool ends with its last graph, and its handle too: one graph is always there.
+                keeper = CudaRecording(lambda: torch.zeros(1, device=device), device, place)
+            self._places[device], self._keepers[device] = place, keeper
         return self._places.get(device)
 
     def call(
@@ -239,36 +254,64 @@ class LoopCache:
         Whatever a recording meets, the caller can go on stepwise; what `stages.after` raises is
         raised. `measure`: keep a loop only where it is faster than `stepwise`.
         """
-        known, failed = None, False
-        with self.lock:
-            if self._between:  # its buffers may not be written now
-                return None, "called from a callback of a replay"
+        known, failed, raised = None, False, None
+        with self._in_turn(stages is not None and stages.after is not None) as mine:
+            if not mine:
+                return None, "another loop is between two of its stages"
             try:
                 known = key()
-                loop = self.find(known)
+                with self.lock:
+                    loop = self.find(known)
                 if loop is None:
                     loop = recorded = record()
                     if measure:
-                        quiet = stages and stages._replace(after=None)
-                        replay = lambda: self.play(recorded, leaves, tables, quiet)
+                        short = stages and stages._replace(
+                            after=None, numbers=stages.numbers[:MEASURED_STAGES]
+                        )
+                        replay = lambda: self.play(recorded, leaves, tables, short)
                         ratio = faster(stepwise, replay, device)
                         loop = recorded if ratio * PAYS > 1 else f"a replay is {ratio:.2f}x as fast"
-                    self.keep(known, loop)
+                    with self.lock:
+                        self.keep(known, loop)
                 if isinstance(loop, Loop):
                     return self.play(loop, leaves, tables, stages), ""
                 reason = loop
-            except _Raised as raised:
-                error = raised.__cause__
-                assert error is not None
-                raise error from None
+            except _Raised as holder:
+                raised = holder.args[0]
             except Exception as error:
+                if self._told:  # from the start once more would tell it everything twice
+                    raise
                 reason, failed = f"{type(error).__name__}: {error}".partition("\n")[0], True
                 self._places.clear()  # the allocator may take a broken capture for a running one
-            if failed and known is not None:
-                self.keep(known, reason)
+                if known is not None:
+                    with self.lock:
+                        self.keep(known, reason)
+        if raised is not None:
+            raise raised
         if failed:
             warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
         return None, reason
+
+    @contextmanager
+    def _in_turn(self, pauses: bool) -> Iterator[bool]:
+        """Whether the loops' memory is this thread's; else another's callback has the floor.
+
+        A loop with a callback keeps nobody waiting: who comes between its stages is told so.
+        """
+        with self._turn:
+            me = threading.get_ident()
+            while self._owner not in (None, me) and not self._pausing:
+                self._turn.wait()
+            mine = self._owner is None
+            if mine:
+                self._owner, self._pausing, self._told = me, pauses, False
+        try:
+            yield mine
+        finally:
+            if mine:
+                with self._turn:
+                    self._owner, self._pausing = None, False
+                    self._turn.notify_all()
 
     def play(
         self,
@@ -278,20 +321,33 @@ class LoopCache:
         stages: Stages | None = None,
     ) -> Tensor:
         """A copy of what a loop makes of a call's tensors, in the result's layout."""
-        self._between = stages is not None and stages.after is not None
-        try:
-            if loop.device.type != "cuda":
+        if stages is not None and stages.after is not None:
+            stages = stages._replace(after=self._as_now(stages.after, loop.device))
+        if loop.device.type != "cuda":
+            return loop.run(leaves, tables, stages).clone()
+        with torch.cuda.device(loop.device):
+            stream = torch.cuda.current_stream()
+            if self._last is not None:
+                stream.wait_event(self._last)
+            try:
                 return loop.run(leaves, tables, stages).clone()
-            with torch.cuda.device(loop.device):
-                stream = torch.cuda.current_stream()
-                if self._last is not None:
-                    stream.wait_event(self._last)
-                try:
-                    return loop.run(leaves, tables, stages).clone()
-                finally:
-                    self._last = stream.record_event()
-        finally:
-            self._between = False
+            finally:
+                self._last = stream.record_event()
+
+    def _as_now(
+        self, after: Callable[[int, Tensor], None], device: torch.device
+    ) -> Callable[[int, Tensor], None]:
+        """A callback under the inference mode and on the device that are its caller's now."""
+        inference = torch.is_inference_mode_enabled()
+        current = torch.cuda.current_device() if device.type == "cuda" else None
+
+        def called(number: int, buffers: Tensor) -> None:
+            self._told = True
+            place = nullcontext() if current is None else torch.cuda.device(current)
+            with torch.inference_mode(inference), torch.no_grad(), place:
+                after(number, buffers)
+
+        return called
 
     def find(self, key: Hashable) -> Loop | str | None:
         """The loop of a key, or why there is none; None for a new key."""
@@ -343,16 +399,19 @@ def captures(mode: str, device: torch.device) -> bool:
 
 def network_state(
     network: Any, device: torch.device, *, adapters: bool = False
-) -> tuple[list[Tensor], Hashable]:
-    """What a recording fixes of a network: the memory of its weights (to be kept), and a key.
+) -> tuple[list[Any], Hashable]:
+    """What a recording fixes of a network: what of it is to be kept alive, and a key.
 
-    The key has addresses and dtypes of parameters and buffers, train or eval mode, hooks, FreeU's
-    numbers, and autocast. adapters: whether adapter layers are allowed, whose own state it lacks.
+    The key has addresses and dtypes of parameters and buffers, classes, own forwards and attention
+    processors of the modules, train or eval mode, hooks, FreeU's numbers, autocast and the
+    precision of float32 products. adapters: whether adapter layers are allowed, whose own state it
+    lacks.
     Raises NotCapturable for weights that are moved about (an offloading hook), and for adapters.
     """
-    memory: list[Tensor] = []
+    memory: list[Any] = []
     key: list[Any] = [torch.is_autocast_enabled(device.type),
-                      torch.get_autocast_dtype(device.type)]  # fmt: skip
+                      torch.get_autocast_dtype(device.type),
+                      torch.get_float32_matmul_precision()]  # fmt: skip
     waiting = [network] if isinstance(network, nn.Module) else []
     while waiting:
         module = waiting.pop()
@@ -362,7 +421,11 @@ def network_state(
         if not adapters and type(module).__module__.startswith("peft."):
             raise NotCapturable(f"{type(module).__name__} is an adapter's layer: fuse and unload "
                                 "it, or give capture_key=")  # fmt: skip
-        key.append(module.training)
+        key += (type(module), module.training)
+        for name in ("forward", "processor"):  # one of its own, such as an attention processor
+            if name in own:
+                memory.append(own[name])  # alive, so that its id stays its own
+                key.append(id(own[name]))
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             key += map(id, hooks.values())
         if own.get("s1") is not None:
@@ -407,6 +470,33 @@ def faster(eager: Callable[[], Any], replay: Callable[[], Any], device: torch.de
 # == Recording on the CPU ==========================================================================
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
+
+
+class Reader(TorchDispatchMode):
+    """Collects the tensors that operations read and did not make: tables in attributes, caches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[int] = set()
+        self._read: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self._made:
+                    self._read.setdefault(storage._cdata, leaf.detach())
+        results = func(*args, **kwargs)
+        for leaf in tree_leaves(results):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self._read:
+                    self._made.add(storage._cdata)
+        return results
+
+    def foreign(self) -> list[Tensor]:
+        return list(self._read.values())
 
 
 class _Recorder(TorchDispatchMode):

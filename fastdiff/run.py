@@ -89,7 +89,7 @@ class StageTable(Table):
 
     def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
         stages = tableau.stages[1:]
-        if any(stage.fill is not None for stage in stages):
+        if any(stage.fill is not None for stage in tableau.stages):
             raise NotCapturable("a row is filled on the device")
         if any(stage.time is None for stage in stages) or not stages:
             raise NotCapturable("a stage has no evaluation")
@@ -99,16 +99,34 @@ class StageTable(Table):
         count = len(tableau.stages)
         self.identity, self.scales_input = [False] * count, True  # each writes the network's input
         self.stochastic = [tableau.stochastic] * count
+        parts = [[self.rows[i], self.indices[i], self.times[i], *(self.merge or [[]] * count)[i]]
+                 for i in range(count)]  # fmt: skip
+        shapes = {tuple(part.shape for part in stage) for stage in parts}
+        if len(shapes) > 1:
+            raise NotCapturable("numbers of a stage are per sample, and those of others are not")
+        self._pack(parts)
         self.structure = (
             self.variants[1], tableau.stochastic, stages[0].guidance, self.tableau.slots,
-            tableau.samples, tableau.from_image, self.merge is None,
+            tableau.samples, tableau.from_image, self.merge is None, *shapes,
         )  # fmt: skip
 
-    def stage(self, number: int) -> list[Tensor]:
-        """All numbers of one stage."""
-        merge = [] if self.merge is None else self.merge[number]
-        return [self.rows[number], self.indices[number], self.times[number],
-                *self.levels[number], *merge]  # fmt: skip
+    def _pack(self, parts: list[list[Tensor]]) -> None:
+        """Move the numbers of each stage into one row of bytes: one copy brings them all."""
+        sizes = [-(-part.nbytes // 8) * 8 for part in parts[0]]
+        width = -(-sum(sizes) // 64) * 64
+        packed = torch.zeros((len(parts), width), dtype=torch.uint8, device=self.times.device)
+        self.numbers = packed.unbind(0)
+        moved = []
+        for row, stage in zip(self.numbers, parts, strict=True):
+            places, views = row.split([*sizes, width - sum(sizes)]), []
+            for place, part in zip(places[:-1], stage, strict=True):
+                views.append(place[: part.nbytes].view(part.dtype).view(part.shape).copy_(part))
+            moved.append(views)
+        self.rows, self.indices = [views[0] for views in moved], [views[1] for views in moved]
+        start, length = sum(sizes[:2]), parts[0][2].nbytes
+        self.times = packed[:, start : start + length].view(self.times.dtype)
+        if self.merge is not None:
+            self.merge = [views[3:] for views in moved]
 
 
 class Run:

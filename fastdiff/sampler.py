@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fastdiff import _ext
 from fastdiff.denoisers import NetworkDenoiser
 from fastdiff.graph import (
+    MEASURED_STAGES,
     Loop,
     NotCapturable,
     Stages,
@@ -45,7 +46,8 @@ class Progress:
         calls: how many there will be.
         time: the time the network was told at this call.
         state: [B, ...] what the network sees next (after the last call: the result); a view of the
-            sampler's buffer, to be copied if it is to be kept.
+            sampler's buffer, to look at: copy what is to be kept. Changes may not reach the
+            network.
     """
 
     call: int
@@ -215,12 +217,14 @@ class Sampler:
         device: torch.device | str | None = None,
         guidance_scale: float | Tensor | None = None,
         uncond: dict[str, Any] | None = None,
+        callback: bool = False,
         **conditioning: Any,
     ) -> Sampler:
         """Upload the tables and compile the kernels for a batch shape [B, ...], ahead of use.
 
         Where the loop is captured, or guidance or conditioning is given, a whole run is made with
-        it, so that the first call of such a shape replays. Returns the sampler itself.
+        it, so that the first call of such a shape replays. callback: for calls with a callback,
+        which are recorded in another way. Returns the sampler itself.
         """
         device = torch.device(device) if device is not None else self._network_device()
         noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
@@ -228,8 +232,9 @@ class Sampler:
         seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
         image = noise if self.tableau.from_image else None
         if conditioning or guidance_scale is not None or self._captures(device):
+            silent = (lambda progress: None) if callback else None
             self(noise, seeds=seeds, image=image, guidance_scale=guidance_scale, uncond=uncond,
-                 **conditioning)  # fmt: skip
+                 callback=silent, **conditioning)  # fmt: skip
             return self
         given = Given(noise, seeds, image, None, None, None, 0.0, None, {})
         run = self._run(given, self._table(device))
@@ -285,10 +290,15 @@ class Sampler:
         given: Given,
         table: Table,
         after: AfterStage | None = None,
+        most: int = 0,
     ) -> Tensor:
-        """The loop in Python; returns the slot that holds the result."""
+        """The loop in Python; returns the slot that holds the result.
+
+        most: stages after the first, to measure the time of these; 0: all.
+        """
         run = self._run(given, table)
-        for number, stage in enumerate(self.tableau.stages):
+        stages = self.tableau.stages
+        for number, stage in enumerate(stages[: most + 1] if most else stages):
             output = None if stage.time is None else run.evaluate(number)
             run.launch(number, output)
             if number and after is not None:
@@ -330,7 +340,7 @@ class Sampler:
 
         Recorded whole, or by the stage: for callbacks, and for loops of many calls.
         """
-        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Tensor]()
+        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Any]()
         leaves, spec = tree_flatten(given)
         try:
             staged = after is not None or self.tableau.nfe > WHOLE_LOOP_CALLS
@@ -339,7 +349,7 @@ class Sampler:
             if after is not None:
                 self._count(f"stepwise for the callback or progress bar: {reason}")
                 return None
-            stages = None
+            stages, staged = None, False
         table = self._table(device) if stages is None else self._stage_table(device)
 
         def key() -> Hashable:
@@ -357,9 +367,9 @@ class Sampler:
         result, why = cache.call(
             key,
             record,
-            lambda: self._stepwise(given, self._table(device)),
+            lambda: self._stepwise(given, self._table(device), most=staged and MEASURED_STAGES),
             leaves,
-            table.stage(0) if isinstance(table, StageTable) else table.buffers,
+            table.numbers[:1] if isinstance(table, StageTable) else table.buffers,
             stages,
             measure=self.capture == "auto",
             device=device,
@@ -379,7 +389,7 @@ class Sampler:
             if value is not None:
                 raise NotCapturable(f"{name} works on each stage in its own way")
         table = self._stage_table(given.noise.device)
-        numbers = [table.stage(i) for i in range(1, len(self.tableau.stages))]
+        numbers = [[row] for row in table.numbers[1:]]
         return Stages(numbers, self.tableau.result, after)
 
     def _ready(self, given: Given) -> Given:
@@ -401,7 +411,7 @@ class Sampler:
         )
 
     def _recorded(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Any], place: Any
     ) -> Loop:
         """The loop, recorded over buffers and a table of its own."""
         with torch.inference_mode(False):
@@ -410,7 +420,7 @@ class Sampler:
         return Loop(body, leaves, table.buffers, memory, device, place)
 
     def _recorded_stage(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Any], place: Any
     ) -> Loop:
         """The loop's start and its first stage, recorded over buffers and a table of their own."""
         with torch.inference_mode(False):
@@ -428,8 +438,8 @@ class Sampler:
             run.launch(1, run.evaluate(1))
             return run.slots
 
-        loop = Loop(start, leaves, table.stage(0), memory, device, place,
-                    stage=stage, numbers=table.stage(1))  # fmt: skip
+        loop = Loop(start, leaves, table.numbers[:1], memory, device, place,
+                    stage=stage, numbers=table.numbers[1:2])  # fmt: skip
         loop.held += run.tensors()
         return loop
 

@@ -380,7 +380,88 @@ def test_a_callback_may_sample_from_the_same_network():
     found = replayed(x, callback=lambda progress: inner.append(replayed(y)))
     assert torch.equal(found, eager(x)) and len(inner) == 4
     assert all(torch.equal(sample, eager(y)) for sample in inner)
-    assert replayed.describe()["routed"] == {"stepwise, called from a callback of a replay": 4}
+    assert replayed.describe()["routed"] == {
+        "stepwise, another loop is between two of its stages": 4
+    }
+
+
+def test_a_callback_lives_in_its_callers_mode():
+    replayed, eager = pair()
+    for sampler in (eager, replayed, replayed):
+        with torch.inference_mode():
+            total, modes = torch.zeros(1, 3, 8, 8), []
+
+            def add(progress, total=total, modes=modes):
+                total.add_(progress.state)  # of an inference tensor: in inference mode only
+                modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+
+            sampler(normal(1, 3, 8, 8), callback=add)
+        assert modes == [(True, False)] * 4
+
+
+def test_a_callback_keeps_no_thread_waiting():
+    """Who samples from the network, or asks, while a callback waits for it."""
+    replayed, eager = pair()
+    x, y = normal(1, 3, 8, 8), normal(1, 3, 8, 8, seed=1)
+    wanted, found = eager(y), []
+
+    def work():
+        replayed.describe()
+        found.append(replayed(y))
+
+    def wait(progress):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+    assert torch.equal(replayed(x, callback=wait), eager(x))
+    assert len(found) == 4 and all(torch.equal(sample, wanted) for sample in found)
+
+
+def test_what_a_callback_raises_keeps_its_cause():
+    replayed, _ = pair()
+
+    def fail(progress):
+        raise Cancelled("enough") from KeyError("its cause")
+
+    with pytest.raises(Cancelled) as caught:
+        replayed(normal(1, 3, 8, 8), callback=fail)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_replay_that_fails_after_a_callback_is_raised(monkeypatch):
+    """Not begun again: the callback would be told everything twice."""
+    replayed, _ = pair()
+    x, told = normal(1, 3, 8, 8), []
+    replayed(x, callback=lambda p: None)
+    (loop,) = loops(replayed)
+    replay, runs = loop.recordings[1].replay, iter(range(9))
+    monkeypatch.setattr(loop.recordings[1], "replay", lambda: replay() if next(runs) < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        replayed(x, callback=lambda p: told.append(p.call))
+    assert told == [1, 2] and loops(replayed) == [loop]
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_the_auto_policy_measures_a_few_stages(monkeypatch, ratio):
+    network, measured = Network(), []
+
+    def faster(eager, replay, device):
+        before = network.entered
+        eager()
+        measured.append(network.entered - before)
+        replay()
+        return ratio
+
+    monkeypatch.setattr(fastdiff.graph, "faster", faster)
+    monkeypatch.setattr(fastdiff.sampler, "captures", lambda mode, device: mode == "auto")
+    auto = fastdiff.Sampler(network, SCHEDULE, steps=40)
+    eager = fastdiff.Sampler(network, SCHEDULE, steps=40, capture="never")
+    x = normal(1, 3, 8, 8)
+    auto.prepare((1, 3, 8, 8), callback=True)
+    assert same(watched(auto, x), watched(eager, x))
+    assert measured == [4] and len(loops(auto)) == (ratio > 1)
 
 
 @pytest.mark.parametrize("mode", ["mask", "stage_noise", "threshold", "filled"])
@@ -558,6 +639,31 @@ def test_what_else_a_recording_fixes():
     assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 3
     network[0].register_forward_hook(lambda module, args, output: output * 0)
     assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 4
+
+
+def test_another_forward_class_or_processor_is_noticed():
+    network = Network()
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+    replayed(x)
+    network.last.processor = object()
+    replayed(x)
+    assert len(loops(replayed)) == 2
+    inner = network.last.forward
+    network.last.forward = lambda h: 2 * inner(h)
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 3
+    network.norm.__class__ = type("Other", (nn.GroupNorm,), {"forward": lambda self, h: h})
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 4
+
+
+def test_tables_outside_of_modules_are_found():
+    """What a graph reads and nobody else would keep: plain attributes, cached tables."""
+    kept, weight = torch.randn(4), torch.randn(4)
+    with fastdiff.graph.Reader() as reader:
+        made = torch.ones(4) * weight
+        (made.add_(kept[:2].sum()) + made).sum()
+    found = {tensor.untyped_storage().data_ptr() for tensor in reader.foreign()}
+    assert found == {kept.untyped_storage().data_ptr(), weight.untyped_storage().data_ptr()}
 
 
 def test_trainable_weights_under_autocast_are_read_anew():

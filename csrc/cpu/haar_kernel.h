@@ -296,7 +296,7 @@ FASTDIFF_TARGET const S* noise_block(const Haar& haar, const Tile& tile, const B
   const int64_t runs = whole ? 1 : block.rows, each = block.count / runs;
   for (int64_t run = 0; run < runs; ++run) {
     const int64_t first = plane_offset + (tile.y[level] + block.row + run) * width + tile.x[level];
-    const float* z = normals(haar.seeds[tile.sample], haar.stage[0], kPyramidNoise, first, each, scratch.normals);
+    const float* z = normals(haar.seeds[tile.sample], stage_of(haar), haar.purpose, first, each, scratch.normals);
     for (int64_t i = 0; i < each; ++i) scratch.noise[run * each + i] = z[i];
   }
   return scratch.noise;
@@ -429,7 +429,11 @@ FASTDIFF_TARGET void work_range(const Haar& haar, HaarOp op, int64_t begin, int6
       case HaarOp::merge: work.merge(tile); break;
       case HaarOp::step: work.step(tile); break;
       case HaarOp::expand: work.expand(tile); break;
-      case HaarOp::loss: losses[number] = work.loss(tile); break;
+      case HaarOp::loss: {
+        const double loss = work.loss(tile);
+        if (losses) losses[number] = loss;
+        break;
+      }
     }
   }
   if (haar.stream) finish_streaming();

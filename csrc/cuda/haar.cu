@@ -29,14 +29,18 @@ __global__ void __launch_bounds__(kThreads, 2) haar_kernel(const __grid_constant
   if (op == HaarOp::loss) lane.run_loss(losses, blockIdx.x, threadIdx.x);
 }
 
-// sums[sample] = its warps' losses, in order.
+// sums[sample] = its warps' losses: a block a sample, each thread in order, then a tree.
 template <class S>
-__global__ void sum_kernel(const double* losses, int64_t warps, int64_t batch, S* sums) {
-  const int64_t sample = blockIdx.x * int64_t{kThreads} + threadIdx.x;
-  if (sample >= batch) return;
+__global__ void __launch_bounds__(kThreads) sum_kernel(const double* losses, int64_t warps, S* sums) {
+  __shared__ double part[kThreads];
   double sum = 0;
-  for (int64_t i = 0; i < warps; ++i) sum += losses[sample * warps + i];
-  sums[sample] = static_cast<S>(sum);
+  for (int64_t i = threadIdx.x; i < warps; i += kThreads) sum += losses[blockIdx.x * warps + i];
+  part[threadIdx.x] = sum;
+  for (int half = kThreads / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) sums[blockIdx.x] = static_cast<S>(part[0]);
 }
 
 template <class S, int K, bool kVector>
@@ -83,12 +87,12 @@ const char* haar(const Haar& haar, HaarOp op, double* losses, void* stream) {
 
 const char* haar_sum(const Haar& haar, const double* losses, void* sums, void* stream) {
   const int64_t warps = haar_losses(haar) / haar.batch;
-  const unsigned blocks = static_cast<unsigned>(up(haar.batch, kThreads));
+  const unsigned blocks = static_cast<unsigned>(haar.batch);
   const auto on = static_cast<cudaStream_t>(stream);
   if (haar.is_double)
-    sum_kernel<<<blocks, kThreads, 0, on>>>(losses, warps, haar.batch, static_cast<double*>(sums));
+    sum_kernel<<<blocks, kThreads, 0, on>>>(losses, warps, static_cast<double*>(sums));
   else
-    sum_kernel<<<blocks, kThreads, 0, on>>>(losses, warps, haar.batch, static_cast<float*>(sums));
+    sum_kernel<<<blocks, kThreads, 0, on>>>(losses, warps, static_cast<float*>(sums));
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

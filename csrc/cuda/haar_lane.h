@@ -77,22 +77,23 @@ FASTDIFF_INLINE void to_narrow(float value, cpu::Half& to) {
 }
 
 // The Philox words of an element's block.
-FASTDIFF_INLINE void normal_words(uint64_t seed, uint32_t stage, int64_t element, uint32_t word[4]) {
+FASTDIFF_INLINE void normal_words(uint64_t seed, uint32_t stage, uint32_t purpose, int64_t element, uint32_t word[4]) {
   const uint64_t block = static_cast<uint64_t>(element) / 4;
   word[0] = static_cast<uint32_t>(block);
   word[1] = static_cast<uint32_t>(block >> 32);
   word[2] = stage;
-  word[3] = kPyramidNoise;
+  word[3] = purpose;
   philox4x32(word, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
 // Normals of the elements [first, first + count) of a sample. aligned: first is a multiple of count (4, 2 or 1).
-FASTDIFF_INLINE void normal_run(uint64_t seed, uint32_t stage, int64_t first, int count, bool aligned, float to[4]) {
+FASTDIFF_INLINE void normal_run(
+    uint64_t seed, uint32_t stage, uint32_t purpose, int64_t first, int count, bool aligned, float to[4]) {
   FASTDIFF_UNROLL
   for (int k = 0; k < 4; ++k) to[k] = 0;
   if (aligned && count > 1) {
     uint32_t word[4];
-    normal_words(seed, stage, first, word);
+    normal_words(seed, stage, purpose, first, word);
     if (count == 4) {
       const Pair a = box_muller(word[0], word[1]), b = box_muller(word[2], word[3]);
       to[0] = a.first;
@@ -110,7 +111,7 @@ FASTDIFF_INLINE void normal_run(uint64_t seed, uint32_t stage, int64_t first, in
   FASTDIFF_ROLLED
   for (int i = 0; i < count; ++i) {  // rolled: the code is long; so `to` may not be indexed by i
     uint32_t word[4];
-    normal_words(seed, stage, first + i, word);
+    normal_words(seed, stage, purpose, first + i, word);
     const bool later = (first + i) & 2;
     const Pair a = box_muller(later ? word[2] : word[0], later ? word[3] : word[1]);
     const float normal = (first + i) & 1 ? a.second : a.first;
@@ -418,7 +419,7 @@ struct Lane {
     const int64_t plane = w.band == 3 ? channel : w.band * haar.channels + channel;
     const int64_t first =
         pyramid_offset(haar, w.band == 3 ? haar.levels + 1 : w.level) + (plane * height + w.row) * width + w.column;
-    normal_run(haar.seeds[sample], haar.stage[0], first, run.count, kVector, z);
+    normal_run(haar.seeds[sample], stage_of(haar), haar.purpose, first, run.count, kVector, z);
   }
 
   // run <- c_x run + c_s score + c_z z
@@ -534,13 +535,14 @@ struct Lane {
     merge();
     store(haar.result);
   }
-  // losses: a number for each warp.
+  // losses: a number for each warp, or null.
   FASTDIFF_INLINE void run_loss(double* losses, int64_t block, int thread) {
     load(haar.image, v);
     split();
     double total = loss();
-    for (int mask = kWarp / 2; mask; mask /= 2) total += warp.swap(total, mask);
-    if (thread % kWarp == 0) losses[(block * kThreads + thread) / kWarp] = total;
+    if (losses)
+      for (int mask = kWarp / 2; mask; mask /= 2) total += warp.swap(total, mask);
+    if (losses && thread % kWarp == 0) losses[(block * kThreads + thread) / kWarp] = total;
     if (!haar.result.data) return;
     merge();
     store(haar.result);

@@ -17,10 +17,12 @@ from .multistep_step import (
     multistep_step_unchecked,
     seeded_noise,
 )
+from .spectral_filter import SpectralResponse, spectral_filter, spectral_filter_ref
 from .weighted_sums import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 
 __all__ = [
     "HaarPyramid",
+    "SpectralResponse",
     "allocate_slots",
     "haar_expand",
     "haar_loss",
@@ -33,6 +35,8 @@ __all__ = [
     "multistep_step_ref",
     "multistep_step_unchecked",
     "seeded_noise",
+    "spectral_filter",
+    "spectral_filter_ref",
     "weighted_sums",
     "weighted_sums_ref",
     "weighted_sums_unchecked",

@@ -18,10 +18,10 @@ end. Every operation is rounded by itself, in this order:
     low, H = (left +- right) / 2;  V, D = (left' +- right') / 2
 
 Noise is counted through a sample's pyramid in logical order, details finest first ([3, C, h, w]
-each), then the coarse image: Philox (ops/philox.py) with purpose 2.
+each), then the coarse image: Philox (ops/philox.py) with purpose 2, that of an expansion with 3.
 
 Backends: C++ for CPU tensors (csrc/cpu), CUDA C++ for CUDA tensors (csrc/cuda) where the extension
-was built with it, and plain PyTorch elsewhere. Split, merge and steps agree bit for bit.
+was built with them, and plain PyTorch elsewhere. Split, merge and steps agree bit for bit.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _ext
 from .common import FLOATS, product, require_dtype, require_shape
 from .philox import philox_normal_ref
 
 MAX_LEVELS = 5
-PYRAMID_NOISE = 2  # Philox purpose
+PYRAMID_NOISE, EXPANSION_NOISE = 2, 3  # Philox purposes
 
 
 class HaarPyramid(NamedTuple):
@@ -48,12 +47,14 @@ class HaarPyramid(NamedTuple):
         details: for each level, finest first, [B, 3, C, h, w] with bands V, H, D; h and w are half
             those of the level before, rounded up.
         coarse: [B, C, h, w] of the last level.
+        size: (H, W) of the image, where `haar_split` made them; None: of even sides.
         flat: where `haar_split` made them, the one buffer that all of them are views of, level by
-            level; None in a pyramid put together by hand.
+            level.
     """
 
     details: tuple[Tensor, ...]
     coarse: Tensor
+    size: tuple[int, int] | None = None
     flat: Tensor | None = None
 
 
@@ -64,7 +65,8 @@ def haar_split(x: Tensor, levels: int) -> HaarPyramid:
     as halve the shorter side to one, rounded up.
 
     Returns bands of x's dtype, each contiguous, or channels_last as [B, 3 C, h, w] where x is.
-    Differentiable (the gradient is one merge). Raises TypeError or ValueError naming the argument.
+    Differentiable (the gradient is one merge); while gradients are recorded the bands may not be
+    changed in place, being views of one buffer. Raises TypeError or ValueError naming the argument.
     """
     _check_image("x", x)
     _check_levels(levels, x.shape[2:])
@@ -85,8 +87,10 @@ def haar_merge(pyramid: HaarPyramid | Sequence, size: Sequence[int] | None = Non
     the argument.
     """
     details, coarse = tuple(pyramid[0]), pyramid[1]
+    if size is None and isinstance(pyramid, HaarPyramid):
+        size = pyramid.size
     height, width = _check_pyramid(details, coarse, size)
-    last = _is_channels_last(details[0].flatten(1, 2) if details else coarse)
+    last = _is_channels_last(details[0][:, 0] if details else coarse)
     return torch.ops.fastdiff.haar_merge.default(details, coarse, height, width, last)
 
 
@@ -110,8 +114,8 @@ def haar_step(
     coefficients: [1 or B, levels + 1, 3]: c_x, c_s, c_z for each level, finest first, and for the
         coarse image; float32, or float64 where x is. Without score [1 or B, levels + 1, 2].
     seeds: [B] int64, one an image; None: no noise.
-    stage: which draw it is, a number or int32 [1] on the device (so that a captured loop can be
-        told another).
+    stage: which draw it is: another one at each step. A number, or int32 [1] on the device (so that
+        a captured loop can be told another).
 
     Returns x's dtype and layout (contiguous or channels_last). Not differentiable. Raises TypeError
     or ValueError naming the argument.
@@ -127,7 +131,7 @@ def haar_step(
     levels = _check_coefficients(coefficients, x, columns, x.shape[2:])
     _check_seeds(seeds, x)
     return torch.ops.fastdiff.haar_step.default(
-        x, score, coefficients.contiguous(), seeds, _stage(stage, x), levels, _is_channels_last(x)
+        x, score, coefficients.contiguous(), seeds, *_stage(stage, x), levels, _is_channels_last(x)
     )
 
 
@@ -135,8 +139,8 @@ def haar_noise(x: Tensor, coefficients: Tensor, seeds: Tensor, stage: int | Tens
     """Noisy images with a noise level of their own in each band: alpha b + sigma z, in one launch.
 
     x: [B, C, H, W] clean images. coefficients: [1 or B, levels + 1, 2]: alpha and sigma for each
-    level, finest first, and for the coarse image. Else as `haar_step`; two passes. `haar_loss` with
-    the same seeds and stage knows the noise again.
+    level, finest first, and for the coarse image. Else as `haar_step`, whose noise it is; two
+    passes. `haar_loss` with the same seeds and stage knows the noise again.
     """
     _require_seeds(seeds)
     return haar_step(x, None, coefficients, seeds, stage)
@@ -167,7 +171,7 @@ def haar_expand(
     _check_coefficients(coefficients, coarse, 2, (height, width), only=1)
     _check_seeds(seeds, coarse)
     return torch.ops.fastdiff.haar_expand.default(
-        coarse, coefficients.contiguous(), seeds, _stage(stage, coarse), height, width,
+        coarse, coefficients.contiguous(), seeds, *_stage(stage, coarse), height, width,
         _is_channels_last(coarse),
     )  # fmt: skip
 
@@ -198,7 +202,7 @@ def haar_loss(
     if torch.is_grad_enabled() and coefficients.requires_grad:
         raise ValueError("haar_loss is not differentiable in its coefficients: detach them")
     return torch.ops.fastdiff.haar_loss.default(
-        prediction, coefficients.contiguous(), seeds, _stage(stage, prediction), levels
+        prediction, coefficients.contiguous(), seeds, *_stage(stage, prediction), levels
     )
 
 
@@ -239,13 +243,17 @@ def haar_merge_ref(pyramid: HaarPyramid, size: Sequence[int]) -> Tensor:
 
 
 def haar_normal_ref(
-    seeds: Tensor, shape: Sequence[int], levels: int, stage: int = 0
+    seeds: Tensor,
+    shape: Sequence[int],
+    levels: int,
+    stage: int = 0,
+    purpose: int = PYRAMID_NOISE,
 ) -> HaarPyramid:
     """The noise of the Haar ops for images of that shape [B, C, H, W], float32."""
     batch, channels, *size = shape
     counts = [3 * channels * math.prod(_sides(size, j)) for j in range(1, levels + 1)]
     counts.append(channels * math.prod(_sides(size, levels)))
-    z = philox_normal_ref(seeds, sum(counts), stage, PYRAMID_NOISE)
+    z = philox_normal_ref(seeds, sum(counts), stage, purpose)
     *details, coarse = z.split(counts, 1)
     return HaarPyramid(
         tuple(
@@ -299,7 +307,7 @@ def haar_expand_ref(
     low = zeros + product(alpha, coarse.to(wide))
     details = zeros.expand(shape[0], 3, shape[1], *coarse.shape[2:])
     if seeds is not None:
-        z = haar_normal_ref(seeds, shape, 1, stage)
+        z = haar_normal_ref(seeds, shape, 1, stage, EXPANSION_NOISE)
         details = zeros + product(details_sigma[:, None], z.details[0].to(wide))
         low = low + product(sigma, z.coarse.to(wide))
     return haar_merge_ref(HaarPyramid((details,), low), size)
@@ -332,8 +340,9 @@ def _check_image(name: str, x: Tensor) -> None:
 def _check_levels(levels: int, size: Sequence[int]) -> None:
     if not isinstance(levels, int) or not 0 <= levels <= MAX_LEVELS:
         raise ValueError(f"levels must be 0 to {MAX_LEVELS}, got {levels!r}")
-    most = max(0, math.ceil(math.log2(max(1, min(size)))))
-    if levels > most:
+    shorter = min(size)
+    if levels and shorter <= 1 << (levels - 1):
+        most = max(0, int(shorter) - 1).bit_length()
         raise ValueError(
             f"levels must be at most {most}, which halve the shorter side of {tuple(size)} to one, "
             f"got {levels}"
@@ -378,7 +387,7 @@ def _check_size(size: Sequence[int] | None, half: Sequence[int], of: str) -> tup
         raise ValueError(
             f"size must be {full}, twice that of {of}, or one less in a side, got {tuple(size)}"
         )
-    return int(size[0]), int(size[1])
+    return size[0], size[1]
 
 
 def _check_coefficients(
@@ -420,13 +429,14 @@ def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
 
 
-def _stage(stage: int | Tensor, x: Tensor) -> Tensor:
+def _stage(stage: int | Tensor, x: Tensor) -> tuple[Tensor | None, int]:
+    """A tensor on the device, or a number: no launch fills a tensor with it."""
     if not isinstance(stage, Tensor):
-        return torch.full((1,), stage, dtype=torch.int32, device=x.device)
+        return None, stage & 0x7FFFFFFF
     require_dtype("stage", stage, torch.int32)
     require_shape("stage", stage, (1,))
     _same_device("stage", stage, x)
-    return stage
+    return stage, 0
 
 
 def _forbid_gradient(name: str, *tensors: Tensor | None) -> None:
@@ -467,7 +477,7 @@ def _views(flat: Tensor, shape: Sequence[int], levels: int, channels_last: bool)
         else:
             view = part.view(batch, bands, channels, height, width)
         views.append(view)
-    return HaarPyramid(tuple(views[:-1]), views[-1].squeeze(1), flat)
+    return HaarPyramid(tuple(views[:-1]), views[-1].squeeze(1), (shape[2], shape[3]), flat)
 
 
 # == Registration ==================================================================================
@@ -475,24 +485,24 @@ def _views(flat: Tensor, shape: Sequence[int], levels: int, channels_last: bool)
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _library.define("haar_split(Tensor x, int levels, bool channels_last) -> Tensor")
 _library.define(
-    "haar_merge(Tensor[] details, Tensor coarse, int height, int width, bool channels_last) "
+    "haar_merge(Tensor[] details, Tensor coarse, SymInt height, SymInt width, bool channels_last) "
     "-> Tensor"
 )
 _library.define(
-    "haar_step(Tensor x, Tensor? score, Tensor coefficients, Tensor? seeds, Tensor stage, "
-    "int levels, bool channels_last) -> Tensor"
+    "haar_step(Tensor x, Tensor? score, Tensor coefficients, Tensor? seeds, Tensor? stage, "
+    "int stage_number, int levels, bool channels_last) -> Tensor"
 )
 _library.define(
-    "haar_expand(Tensor coarse, Tensor coefficients, Tensor? seeds, Tensor stage, int height, "
-    "int width, bool channels_last) -> Tensor"
+    "haar_expand(Tensor coarse, Tensor coefficients, Tensor? seeds, Tensor? stage, "
+    "int stage_number, SymInt height, SymInt width, bool channels_last) -> Tensor"
 )
 _library.define(
-    "haar_loss(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor stage, int levels) "
-    "-> Tensor"
+    "haar_loss(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor? stage, "
+    "int stage_number, int levels) -> Tensor"
 )
 _library.define(
-    "haar_loss_gradient(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor stage, "
-    "Tensor upstream, int levels, bool channels_last) -> Tensor"
+    "haar_loss_gradient(Tensor prediction, Tensor coefficients, Tensor seeds, Tensor? stage, "
+    "int stage_number, Tensor upstream, int levels, bool channels_last) -> Tensor"
 )
 
 
@@ -518,7 +528,8 @@ def _fake_step(
     score: Tensor | None,
     coefficients: Tensor,
     seeds: Tensor | None,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     levels: int,
     channels_last: bool,
 ) -> Tensor:
@@ -529,7 +540,8 @@ def _fake_expand(
     coarse: Tensor,
     coefficients: Tensor,
     seeds: Tensor | None,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     height: int,
     width: int,
     channels_last: bool,
@@ -538,7 +550,12 @@ def _fake_expand(
 
 
 def _fake_loss(
-    prediction: Tensor, coefficients: Tensor, seeds: Tensor, stage: Tensor, levels: int
+    prediction: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
+    levels: int,
 ) -> Tensor:
     return coefficients.new_empty((len(prediction),))
 
@@ -547,7 +564,8 @@ def _fake_loss_gradient(
     prediction: Tensor,
     coefficients: Tensor,
     seeds: Tensor,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     upstream: Tensor,
     levels: int,
     channels_last: bool,
@@ -555,7 +573,11 @@ def _fake_loss_gradient(
     return _empty(prediction, prediction.shape, channels_last)
 
 
-# The same in plain PyTorch, where no backend is there.
+# The same in plain PyTorch, where no other backend is there.
+
+
+def _number(stage: Tensor | None, stage_number: int) -> int:
+    return stage_number if stage is None else int(stage)
 
 
 def _plain_split(x: Tensor, levels: int, channels_last: bool) -> Tensor:
@@ -580,11 +602,12 @@ def _plain_step(
     score: Tensor | None,
     coefficients: Tensor,
     seeds: Tensor | None,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     levels: int,
     channels_last: bool,
 ) -> Tensor:
-    made = haar_step_ref(x, score, coefficients, seeds, int(stage))
+    made = haar_step_ref(x, score, coefficients, seeds, _number(stage, stage_number))
     return _empty(x, x.shape, channels_last).copy_(made)
 
 
@@ -592,32 +615,41 @@ def _plain_expand(
     coarse: Tensor,
     coefficients: Tensor,
     seeds: Tensor | None,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     height: int,
     width: int,
     channels_last: bool,
 ) -> Tensor:
-    made = haar_expand_ref(coarse, coefficients, seeds, int(stage), (height, width))
+    made = haar_expand_ref(
+        coarse, coefficients, seeds, _number(stage, stage_number), (height, width)
+    )
     return _empty(coarse, made.shape, channels_last).copy_(made)
 
 
 def _plain_loss(
-    prediction: Tensor, coefficients: Tensor, seeds: Tensor, stage: Tensor, levels: int
+    prediction: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
+    levels: int,
 ) -> Tensor:
-    return haar_loss_ref(prediction, coefficients, seeds, int(stage))
+    return haar_loss_ref(prediction, coefficients, seeds, _number(stage, stage_number))
 
 
 def _plain_loss_gradient(
     prediction: Tensor,
     coefficients: Tensor,
     seeds: Tensor,
-    stage: Tensor,
+    stage: Tensor | None,
+    stage_number: int,
     upstream: Tensor,
     levels: int,
     channels_last: bool,
 ) -> Tensor:
     bands = haar_split_ref(prediction, levels)
-    noise = haar_normal_ref(seeds, prediction.shape, levels, int(stage))
+    noise = haar_normal_ref(seeds, prediction.shape, levels, _number(stage, stage_number))
     made = []
     for j, (s, z) in enumerate(zip((*bands.details, bands.coarse), (*noise.details, noise.coarse),
                                    strict=True)):  # fmt: skip
@@ -638,10 +670,7 @@ for _name, _fake, _plain in (
     ("haar_loss_gradient", _fake_loss_gradient, _plain_loss_gradient),
 ):
     torch.library.register_fake(f"fastdiff::{_name}", _fake, lib=_library)
-    if not _ext.HAS_EXT:
-        _library.impl(_name, _plain, "CPU")
-    if not _ext.HAS_CUDA:
-        _library.impl(_name, _plain, "CUDA")
+    _library.impl(_name, _plain, "CompositeExplicitAutograd")  # the extension's come before it
 
 
 # Gradients: split and merge are each other's adjoint, for every size.
@@ -653,7 +682,7 @@ def _keep_split(ctx, inputs, output) -> None:
 
 
 def _split_gradient(ctx, flat: Tensor):
-    details, coarse, _ = _views(flat.contiguous(), ctx.shape, ctx.levels, ctx.last)
+    details, coarse, *_ = _views(flat.contiguous(), ctx.shape, ctx.levels, ctx.last)
     height, width = ctx.shape[2:]
     image = torch.ops.fastdiff.haar_merge.default(details, coarse, height, width, ctx.last)
     return image, None, None
@@ -666,22 +695,44 @@ def _keep_merge(ctx, inputs, output) -> None:
 
 def _merge_gradient(ctx, image: Tensor):
     flat = torch.ops.fastdiff.haar_split(image, ctx.levels, ctx.last)
-    details, coarse, _ = _views(flat, image.shape, ctx.levels, ctx.last)
+    details, coarse, *_ = _views(flat, image.shape, ctx.levels, ctx.last)
     return list(details), coarse, None, None, None
 
 
 def _keep_loss(ctx, inputs, output) -> None:
-    *tensors, ctx.levels = inputs
+    *tensors, ctx.number, ctx.levels = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _loss_gradient(ctx, upstream: Tensor):
     prediction, coefficients, seeds, stage = ctx.saved_tensors
-    gradient = torch.ops.fastdiff.haar_loss_gradient(
-        prediction, coefficients, seeds, stage, upstream.contiguous(), ctx.levels,
+    gradient = torch.ops.fastdiff.haar_loss_gradient.default(
+        prediction, coefficients, seeds, stage, ctx.number, upstream.contiguous(), ctx.levels,
         _is_channels_last(prediction),
     )  # fmt: skip
-    return gradient, None, None, None, None
+    return gradient, None, None, None, None, None
+
+
+def _keep_loss_gradient(ctx, inputs, output) -> None:
+    prediction, coefficients, seeds, stage, ctx.number, upstream, ctx.levels, ctx.last = inputs
+    ctx.save_for_backward(prediction, coefficients, seeds, stage, upstream)
+
+
+def _loss_curvature(ctx, v: Tensor):
+    """The gradient is linear in prediction and upstream: 2 w f (f s + z) upstream in each band."""
+    prediction, coefficients, seeds, stage, upstream = ctx.saved_tensors
+    weight, factor = coefficients.unbind(2)
+    curvature = 2 * weight * factor.square() * upstream[:, None]
+    table = torch.stack([curvature, torch.zeros_like(curvature)], 2)
+    by_prediction = torch.ops.fastdiff.haar_step.default(
+        v, None, table, None, None, 0, ctx.levels, ctx.last
+    )
+    unit = torch.ops.fastdiff.haar_loss_gradient.default(
+        prediction, coefficients, seeds, stage, ctx.number, torch.ones_like(upstream), ctx.levels,
+        ctx.last,
+    )  # fmt: skip
+    by_upstream = (unit.to(upstream.dtype) * v.to(upstream.dtype)).flatten(1).sum(1)
+    return by_prediction, None, None, None, None, by_upstream, None, None
 
 
 torch.library.register_autograd(
@@ -692,4 +743,10 @@ torch.library.register_autograd(
 )
 torch.library.register_autograd(
     "fastdiff::haar_loss", _loss_gradient, setup_context=_keep_loss, lib=_library
+)
+torch.library.register_autograd(
+    "fastdiff::haar_loss_gradient",
+    _loss_curvature,
+    setup_context=_keep_loss_gradient,
+    lib=_library,
 )

@@ -8,8 +8,9 @@ from bench import registry
 from bench.entries import multistep_step, weighted_sums
 
 CPU = torch.device("cpu")
-NOT_OPS = {  # a buffer, definitions, views
-    "HaarPyramid", "allocate_slots", "haar_orders", "multistep_step_ref", "weighted_sums_ref",
+NOT_OPS = {  # buffers and tables, definitions, views
+    "HaarPyramid", "SpectralResponse", "allocate_slots", "haar_orders", "multistep_step_ref",
+    "spectral_filter_ref", "weighted_sums_ref",
 }  # fmt: skip
 
 

@@ -33,8 +33,8 @@ def loops(pipe):
 def entered(pipe):
     """Counts the calls of the UNet's Python, in a list."""
     calls, first = [], pipe.unet.conv_in
-    forward = first.forward  # a hook would be noticed, and recorded anew
-    first.forward = lambda *args: (calls.append(1), forward(*args))[1]
+    inner = first._conv_forward  # a hook or another forward would be noticed, and recorded anew
+    first._conv_forward = lambda *args: (calls.append(1), inner(*args))[1]
     return calls
 
 

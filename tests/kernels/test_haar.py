@@ -65,13 +65,49 @@ def test_more_than_32_bits_of_elements():
     assert torch.equal(haar_merge(pyramid), x)
 
 
-def test_streams_and_devices_are_the_callers():
+def test_the_stream_is_the_callers():
+    """Its input is written late, on a side stream: a launch elsewhere would read the old one."""
     side = torch.cuda.Stream()
-    x = torch.randn(4, 3, 128, 128, device=CUDA)
-    c = torch.rand(1, 4, 3, device=CUDA)
-    wanted = haar_step(x, x, c)
+    x, c = torch.randn(4, 3, 128, 128, device=CUDA), torch.rand(1, 4, 3, device=CUDA)
+    wanted, late = haar_step(x, x, c), torch.zeros_like(x)
+    torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        side.wait_stream(torch.cuda.default_stream())
-        found = haar_step(x, x, c)
+        torch.cuda._sleep(100_000_000)
+        late.copy_(x)
+        found = haar_step(late, late, c)
     side.synchronize()
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_slices_and_other_alignments(dtype):
+    """Views that begin off an aligned address, with odd strides, or with gaps."""
+    wide = torch.randn(2, 4, 40, 80, device=CUDA).to(dtype)
+    c, seeds = torch.rand(1, 4, 3, device=CUDA), torch.arange(2, device=CUDA)
+    views = [wide[..., 1:65], wide[..., 4:68], wide[..., 8:72], wide[:, 1:, 3:], wide[:1, ..., ::2],
+             wide.mT, wide.flatten()[1 : 1 + 2 * 3 * 32 * 64].view(2, 3, 32, 64)]  # fmt: skip
+    for x in views:
+        score = torch.randn(x.shape, device=CUDA)[...]
+        seeds = torch.arange(len(x), device=CUDA)
+        pyramid, there = haar_split(x, 3), haar_split(x.contiguous().cpu(), 3)
+        assert torch.equal(pyramid.flat.cpu(), there.flat)
+        assert torch.equal(haar_merge(pyramid).cpu(), haar_merge(there))
+        for other in (score, score.to(dtype), score.mT.contiguous().mT):
+            found = haar_step(x, other, c, seeds, 1).cpu()
+            wanted = haar_step(x.cpu(), other.cpu(), c.cpu(), seeds.cpu(), 1)
+            assert torch.equal(found, wanted.contiguous())
+
+
+def test_gradients():
+    x = torch.randn(2, 3, 37, 64, dtype=torch.float64, device=CUDA).requires_grad_()
+    c, seeds = torch.rand(2, 4, 2, device=CUDA).double(), torch.arange(2, device=CUDA)
+    weight = torch.randn_like(haar_split(x.detach(), 3).flat)
+    for device in (CUDA, torch.device("cpu")):
+        leaf = x.detach().to(device).requires_grad_()
+        pyramid = haar_split(leaf, 3)
+        total = (pyramid.flat * weight.to(device)).sum() + haar_merge(pyramid).pow(3).sum()
+        (total + haar_loss(leaf, c.to(device), seeds.to(device), 2).sum()).backward()
+        if device == CUDA:
+            found = leaf.grad.cpu()
+        else:
+            torch.testing.assert_close(found, leaf.grad, rtol=1e-9, atol=1e-9)

@@ -127,6 +127,7 @@ extern "C" __attribute__((visibility("default"))) int run_haar(
   haar.row_per_sample = row_per_sample;
   haar.seeds = static_cast<const int64_t*>(seeds);
   haar.stage = static_cast<const int32_t*>(stage);
+  haar.purpose = HaarOp(op) == HaarOp::expand ? kExpansionNoise : kPyramidNoise;
   haar.upstream = upstream;
   const int64_t warps = cuda::Grid(haar).blocks * cuda::kThreads / cuda::kWarp;
   std::vector<double> partial(batch * warps);

@@ -106,6 +106,14 @@ def test_any_shape_stride_and_level(data):
     )
 
 
+def test_a_pyramid_knows_its_size():
+    x = normal(1, 2, 13, 22)
+    pyramid = haar_split(x, 3)
+    assert pyramid.size == (13, 22) and haar_merge(pyramid).shape == x.shape
+    assert haar_merge(pyramid, (14, 22)).shape == (1, 2, 14, 22)
+    assert haar_merge((pyramid.details, pyramid.coarse)).shape == (1, 2, 14, 22)
+
+
 def test_the_block_formulas():
     a, b, c, d = 1.0, 2.0, 4.0, 8.0
     pyramid = haar_split(torch.tensor([[a, b], [c, d]]).view(1, 1, 2, 2), 1)
@@ -335,6 +343,15 @@ def test_the_loss_knows_the_noise_again():
         torch.testing.assert_close(band, a * source + s * z, rtol=0, atol=3e-6)
 
 
+def test_a_step_and_the_expansion_after_it_draw_apart():
+    """Of the same seeds and stage too."""
+    seeds, zero = torch.tensor([3]), torch.zeros(1, 1, 16, 16)
+    step = haar_split(haar_noise(zero, torch.tensor([[[0.0, 1.0]] * 2]), seeds, 5), 1)
+    more = haar_split(haar_expand(zero, torch.tensor([[[0.0, 1.0]] * 2]), seeds, 5), 1)
+    drawn = step.flat.round(decimals=4).unique()
+    assert torch.isin(more.flat.round(decimals=4).unique(), drawn).float().mean() < 0.1
+
+
 def test_a_zero_coefficient_hides_its_operand():
     x, nan = normal(1, 2, 8, 8), torch.full((1, 2, 8, 8), torch.nan)
     c = torch.tensor([[[1.0, 0.0, 0.0]] * 3])
@@ -378,7 +395,8 @@ def test_gradcheck(size):
     assert torch.autograd.gradcheck(merge, (*details, coarse))
     assert torch.autograd.gradgradcheck(merge, (*details, coarse))
     c = normal(2, 3, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda p: haar_loss(p, c, torch.tensor([1, 2])), (x,))
+    loss = lambda p: haar_loss(p, c, torch.tensor([1, 2]))
+    assert torch.autograd.gradcheck(loss, (x,)) and torch.autograd.gradgradcheck(loss, (x,))
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -395,13 +413,35 @@ def test_opcheck(last):
     for operator, arguments in (
         (ops.haar_split, (leaf, 2, last)),
         (ops.haar_merge, (details, pyramid.coarse.detach(), 9, 12, last)),
-        (ops.haar_step, (x, x, c3, seeds, stage, 2, last)),
-        (ops.haar_step, (x, None, c2, None, stage, 2, last)),
-        (ops.haar_expand, (x, c2[:, :2].contiguous(), seeds, stage, 18, 23, last)),
-        (ops.haar_loss, (leaf, c2, seeds, stage, 2)),
-        (ops.haar_loss_gradient, (x, c2, seeds, stage, torch.ones(2), 2, last)),
+        (ops.haar_step, (x, x, c3, seeds, stage, 0, 2, last)),
+        (ops.haar_step, (x, None, c2, None, None, 3, 2, last)),
+        (ops.haar_expand, (x, c2[:, :2].contiguous(), seeds, stage, 0, 18, 23, last)),
+        (ops.haar_loss, (leaf, c2, seeds, None, 1, 2)),
+        (ops.haar_loss_gradient, (leaf, c2, seeds, stage, 0, torch.ones(2), 2, last)),
     ):
         torch.library.opcheck(operator.default, arguments)
+
+
+def test_compiled_for_any_size():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    both = lambda x: haar_merge(haar_split(x, 2))
+    compiled = torch.compile(both, fullgraph=True, backend="eager", dynamic=True)
+    for size in ((9, 12), (10, 20), (33, 7), (16, 16)):
+        x = normal(2, 3, *size)
+        assert torch.equal(compiled(x), both(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_gradients_of_some_bands():
+    """None for the others; also where the layout is channels_last."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = normal(2, 3, 12, 16).contiguous(memory_format=layout).requires_grad_()
+        haar_split(x, 2).details[1].square().sum().backward()
+        wanted = haar_split_ref(x.detach(), 2)
+        only = [torch.zeros_like(wanted.details[0]), 2 * wanted.details[1]]
+        expected = haar_merge_ref(HaarPyramid(tuple(only), wanted.coarse * 0), (12, 16))
+        torch.testing.assert_close(x.grad, expected)
 
 
 def test_compiled_without_a_graph_break():
@@ -477,7 +517,7 @@ def test_more_elements_than_32_bits_count():
     pyramid = haar_split(x, 3)
     assert x.numel() > 2**31 and pyramid.flat.numel() > x.numel()
     assert haar_merge(pyramid, (20000, 20001)).shape == x.shape
-    assert haar_merge(pyramid).shape == (3, 3, 20000, 20002)
+    assert haar_merge(pyramid[:2]).shape == (3, 3, 20000, 20002)
 
 
 def test_empty_batches():

@@ -1,0 +1,155 @@
+"""A frequency response on whole images in one launch: `fastdiff::spectral_filter`, in Triton.
+
+One program holds an image of up to 64 x 64 and takes it to frequencies and back by products with
+real bases: cosines c and sines s of both axes, each half of the orthonormal basis. In that basis a
+real point-symmetric response is elementwise, up to the pairs cc-ss and cs-sc that mirrored
+frequencies couple:
+
+    T_cc = C_h X C_w',  ...;   U_cc = a_cc T_cc + c T_ss,   U_ss = a_ss T_ss + c T_cc,
+    U_cs = a_cs T_cs - c T_sc, U_sc = a_sc T_sc - c T_cs;   y = x + C_h' U_cc C_w + ...
+
+The tables hold the response minus one, so that low precision touches the change alone.
+
+Bytes: an image is read once and written once; tables and bases (5/4 and 2 images at most) stay in
+the second cache. Bound by memory where tensor cores keep up, about 24 N operations an element.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LARGEST = 64  # sides of an image that one program holds
+PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
+
+
+@triton.jit
+def _spectral_filter_kernel(
+    x,
+    y,
+    tables,  # [1 or channels, 5, HALF_H, HALF_W]: a_cc, a_cs, a_sc, a_ss, c
+    row_basis,  # [2, HALF_H, 2 HALF_H]: cosines, sines
+    column_basis,
+    channels,
+    table_stride,  # 0: one table for all channels
+    height,
+    width,
+    x_sample,
+    x_channel,
+    x_row,
+    x_column,
+    y_sample,
+    y_channel,
+    y_row,
+    y_column,
+    HALF_H: tl.constexpr,
+    HALF_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    image = tl.program_id(0).to(tl.int64)
+    sample, channel = image // channels, image % channels
+    rows, columns = tl.arange(0, 2 * HALF_H), tl.arange(0, 2 * HALF_W)
+    half_rows, half_columns = tl.arange(0, HALF_H), tl.arange(0, HALF_W)
+    inside = (rows < height)[:, None] & (columns < width)[None, :]
+    at = sample * x_sample + channel * x_channel
+    at += rows.to(tl.int64)[:, None] * x_row + columns.to(tl.int64)[None, :] * x_column
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+
+    row_at = half_rows[:, None] * (2 * HALF_H) + rows[None, :]
+    column_at = half_columns[:, None] * (2 * HALF_W) + columns[None, :]
+    row_cos = tl.load(row_basis + row_at)
+    row_sin = tl.load(row_basis + 2 * HALF_H * HALF_H + row_at)
+    column_cos = tl.load(column_basis + column_at)
+    column_sin = tl.load(column_basis + 2 * HALF_W * HALF_W + column_at)
+
+    by_cos = tl.dot(row_cos, value, input_precision=PRECISION)
+    t_cc = tl.dot(by_cos, tl.trans(column_cos), input_precision=PRECISION)
+    t_cs = tl.dot(by_cos, tl.trans(column_sin), input_precision=PRECISION)
+    by_sin = tl.dot(row_sin, value, input_precision=PRECISION)
+    t_sc = tl.dot(by_sin, tl.trans(column_cos), input_precision=PRECISION)
+    t_ss = tl.dot(by_sin, tl.trans(column_sin), input_precision=PRECISION)
+
+    size: tl.constexpr = HALF_H * HALF_W
+    table = tables + channel * table_stride
+    table += half_rows[:, None] * HALF_W + half_columns[None, :]
+    coupling = tl.load(table + 4 * size)
+    u_cc = tl.load(table) * t_cc + coupling * t_ss
+    u_ss = tl.load(table + 3 * size) * t_ss + coupling * t_cc
+    u_cs = tl.load(table + size) * t_cs - coupling * t_sc
+    u_sc = tl.load(table + 2 * size) * t_sc - coupling * t_cs
+
+    by_cos = tl.dot(u_cc, column_cos, input_precision=PRECISION)
+    by_cos = tl.dot(u_cs, column_sin, by_cos, input_precision=PRECISION)
+    by_sin = tl.dot(u_sc, column_cos, input_precision=PRECISION)
+    by_sin = tl.dot(u_ss, column_sin, by_sin, input_precision=PRECISION)
+    change = tl.dot(tl.trans(row_cos), by_cos, input_precision=PRECISION)
+    change = tl.dot(tl.trans(row_sin), by_sin, change, input_precision=PRECISION)
+
+    at = sample * y_sample + channel * y_channel
+    at += rows.to(tl.int64)[:, None] * y_row + columns.to(tl.int64)[None, :] * y_column
+    tl.store(y + at, value + change, mask=inside)
+
+
+def plan(
+    x: Tensor, y: Tensor, tables: Tensor, row_basis: Tensor, column_basis: Tensor, precision: str
+) -> tuple[int, dict[str, object]]:
+    """Programs and keyword arguments of the launch these tensors need."""
+    batch, channels, height, width = x.shape
+    half_height, half_width = tables.shape[2:]
+    names = ("sample", "channel", "row", "column")
+    return batch * channels, {
+        "x": x,
+        "y": y,
+        "tables": tables,
+        "row_basis": row_basis,
+        "column_basis": column_basis,
+        "channels": channels,
+        "table_stride": tables.stride(0) if len(tables) > 1 else 0,
+        "height": height,
+        "width": width,
+        **{f"x_{name}": stride for name, stride in zip(names, x.stride(), strict=True)},
+        **{f"y_{name}": stride for name, stride in zip(names, y.stride(), strict=True)},
+        "HALF_H": half_height,
+        "HALF_W": half_width,
+        # The interpreter multiplies in float32 and knows no bf16x3.
+        "PRECISION": "ieee" if triton.knobs.runtime.interpret else PRECISIONS[precision],
+        "num_warps": 8 if half_height * half_width > 256 else 4,
+    }
+
+
+def launch(
+    x: Tensor, y: Tensor, tables: Tensor, row_basis: Tensor, column_basis: Tensor, precision: str
+) -> None:
+    """y = response of x, on checked arguments; allocates nothing, never synchronises."""
+    if x.numel() == 0:
+        return
+    programs, arguments = plan(x, y, tables, row_basis, column_basis, precision)
+    with torch.cuda.device_of(x):
+        _spectral_filter_kernel[(programs,)](**arguments)
+
+
+def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
+    """For `python -m bench.aot`: sizes, precisions and dtypes."""
+
+    def variant(
+        name: str, size: tuple[int, int], precision: str, dtype: torch.dtype = torch.float32
+    ) -> tuple[str, object, dict[str, object], int]:
+        def empty(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=of, device="meta")
+
+        padded = [32 if side <= 32 else 64 for side in size]
+        halves = [side // 2 for side in padded]
+        x = empty(2, 3, *size, of=dtype)
+        bases = [empty(2, half, 2 * half) for half in halves]
+        _, arguments = plan(x, x, empty(3, 5, *halves), *bases, precision)
+        return f"{size[0]}x{size[1]} {name}", _spectral_filter_kernel, arguments, 0
+
+    for size in ((32, 32), (64, 64)):
+        for precision in PRECISIONS:
+            yield variant(precision, size, precision)
+        yield variant("exact bf16", size, "exact", torch.bfloat16)
+    yield variant("exact", (28, 28), "exact")
+    yield variant("exact", (33, 64), "exact")
+    yield variant("exact", (32, 64), "exact")

@@ -1,0 +1,77 @@
+"""The whole-image kernel: compiled where there is a GPU, else under Triton's interpreter."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.gpu
+
+from fastdiff.kernels.spectral_filter import launch  # noqa: E402
+from fastdiff.ops import SpectralResponse, spectral_filter_ref  # noqa: E402
+from fastdiff.ops.spectral_filter import mirrored, whole_image_tables  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+EXACT, FAST = 2e-6, 2e-4  # the tiers, relative in norm
+
+
+def case(shape, channels, dtype=torch.float32, gain=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)
+    values = torch.rand(channels, *shape[2:], generator=generator, dtype=torch.float64)
+    values = 1 + values / 4 if gain else values - 0.3
+    return x, ((values + mirrored(values)) / 2).to(DEVICE)
+
+
+def error(x, response, precision):
+    y = torch.full(x.shape, torch.nan, dtype=x.dtype, device=DEVICE)
+    launch(x, y, *whole_image_tables(response), precision)
+    wanted = spectral_filter_ref(x.double(), response)
+    return float((y.double() - wanted).norm() / wanted.norm())
+
+
+SIZES = [(1, 1), (5, 7), (28, 28), (32, 32), (33, 20), (32, 64), (64, 64)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size):
+    for channels in (1, 3):
+        assert error(*case((2, 3, *size), channels), "exact") <= 1e-5
+        assert error(*case((2, 3, *size), channels, gain=True), "exact") <= EXACT
+        assert error(*case((2, 3, *size), channels, gain=True), "fast") <= FAST
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.float16, 4e-4), (torch.bfloat16, 3e-3)])
+def test_half_precision(dtype, rounding):
+    if dtype == torch.bfloat16 and not GPU:
+        pytest.skip("the interpreter truncates to bfloat16")
+    assert error(*case((2, 3, 28, 32), 3, dtype, gain=True), "exact") <= rounding
+
+
+def test_strides():
+    x, response = case((2, 3, 32, 28), 3, gain=True)
+    for made in (x.contiguous(memory_format=torch.channels_last),
+                 torch.cat([x, x], 1)[:, 3:], x.mT.contiguous().mT):  # fmt: skip
+        assert error(made, response, "exact") <= EXACT
+
+
+def test_nothing_to_do():
+    x, response = case((2, 3, 8, 8), 1)
+    launch(x[:0], x[:0].clone(), *whole_image_tables(response), "exact")
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+def test_the_op_on_a_gpu():
+    from fastdiff.ops import spectral_filter
+
+    for shape in ((4, 3, 32, 32), (4, 3, 64, 64), (2, 3, 128, 96), (1, 1, 257, 31)):
+        x, response = case(shape, 3 if shape[1] == 3 else 1, gain=True)
+        ready = SpectralResponse(response)
+        wanted = spectral_filter_ref(x.double(), response)
+        found = spectral_filter(x, ready)
+        assert float((found - wanted).norm() / wanted.norm()) <= EXACT
+        assert ready.describe(x).startswith("whole" if max(shape[2:]) <= 64 else "transforms")
+        leaf = x.clone().requires_grad_()
+        (spectral_filter(leaf, ready) * x).sum().backward()
+        wanted = spectral_filter_ref(x.double(), response)
+        assert float((leaf.grad - wanted).norm() / wanted.norm()) <= EXACT
