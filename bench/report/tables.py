@@ -248,6 +248,35 @@ def errors(solvers: Json) -> str:
     )
 
 
+# == docs/haar.md ==================================================================================
+
+
+def haar(records: dict[str, Json]) -> str:
+    """Every row at the large size, most threads, beside all that it was measured against."""
+    blocks = []
+    for name, data in records.items():
+        suffix = f" threads={max(data['threads'])}" if data["device"] == "cpu" else ""
+        ending = f"{shape(LARGE)} levels="
+        cases = [c for n, c in data["cases"].items()
+                 if c["entry"] == "haar" and ending in n and n.endswith(suffix)]  # fmt: skip
+        if not cases:
+            continue
+        baselines = list(dict.fromkeys(b for case in cases for b in case["over_ours"]))
+        rows = [
+            [case["row"], time(case["p50_us"]), f"{case['of_copy']:.0%}"]
+            + [times(case["over_ours"][b]) if b in case["over_ours"] else "-" for b in baselines]
+            for case in cases
+        ]
+        blocks.append(
+            f"{shape(LARGE)}, float32, three levels (an expansion one), medians within one run: "
+            f"`{data['command']}` on\n{machine(data)}{', ' + suffix.strip() if suffix else ''}, "
+            f"torch {data['torch']}, {data['date'][:10]} ([JSON](../bench/results/{name})). "
+            "Theirs over ours:\n\n"
+            + table(("row", "ours", "share of the measured copy", *baselines), rows)
+        )
+    return "\n\n".join(blocks)
+
+
 # == docs/kernels.md ===============================================================================
 
 
