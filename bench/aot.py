@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .record import ROOT, commit
 
@@ -67,17 +68,20 @@ class Report:
 
 
 def triton_reports(
-    variants: Iterable[tuple[str, object, dict[str, object], int]],
+    variants: Iterable[tuple[Any, ...]],
     archs: Iterable[int] = ARCHS,
 ) -> Iterator[Report]:
-    """Compile Triton kernels: name, kernel, arguments of a launch, 128-bit accesses to be there."""
+    """Compile Triton kernels: name, kernel, arguments of a launch, 128-bit accesses to be there.
+
+    A fifth entry is the least architecture that it is for.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    for name, kernel, arguments, wide in variants:
-        for arch in archs:
+    for name, kernel, arguments, wide, *least in variants:
+        for arch in (arch for arch in archs if arch >= sum(least)):
             target = GPUTarget("cuda", arch, 32)
             backend = make_backend(target)
             bind = create_function_from_signature(kernel.signature, kernel.params, backend)

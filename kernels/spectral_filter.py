@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 LARGEST = 64  # sides of an image that one program holds
+LARGEST_SINCE = (9, 0)  # before, the registers of a program hold half of it
 PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
 
 
@@ -130,12 +131,17 @@ def launch(
         _spectral_filter_kernel[(programs,)](**arguments)
 
 
-def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
-    """For `python -m bench.aot`: sizes, precisions and dtypes."""
+def serves(height: int, width: int, capability: tuple[int, int]) -> bool:
+    """Whether an image of that size fits a program on a GPU of that compute capability."""
+    return max(height, width) <= (LARGEST if capability >= LARGEST_SINCE else LARGEST // 2)
+
+
+def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int, int]]:
+    """For `python -m bench.aot`: sizes, precisions, dtypes; the last number is the least arch."""
 
     def variant(
         name: str, size: tuple[int, int], precision: str, dtype: torch.dtype = torch.float32
-    ) -> tuple[str, object, dict[str, object], int]:
+    ) -> tuple[str, object, dict[str, object], int, int]:
         def empty(*shape: int, of: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=of, device="meta")
 
@@ -144,7 +150,8 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
         x = empty(2, 3, *size, of=dtype)
         bases = [empty(2, half, 2 * half) for half in halves]
         _, arguments = plan(x, x, empty(3, 5, *halves), *bases, precision)
-        return f"{size[0]}x{size[1]} {name}", _spectral_filter_kernel, arguments, 0
+        arch = 80 if serves(*size, (8, 0)) else 90
+        return f"{size[0]}x{size[1]} {name}", _spectral_filter_kernel, arguments, 0, arch
 
     for size in ((32, 32), (64, 64)):
         for precision in PRECISIONS:

@@ -44,7 +44,7 @@ struct Run {
 // Where a run is in its band; table: its row of the coefficients.
 struct Where {
   int level, band, table;
-  int64_t row, column;
+  int row, column;
 };
 
 template <int kBytes>
@@ -132,21 +132,21 @@ struct Lane {
   const Haar& haar;
   Warp& warp;
   int across, bits;  // levels across lanes; the lane's place in its group: x0 | y0 << 1 | x1 << 2 | y1 << 3
-  int64_t sample, channel, y, x;  // of the tile's first element
+  int sample, channel, y, x;  // of the tile's first element
   bool inside;
   Tile v;  // the image, then its bands
 
   FASTDIFF_INLINE Lane(const Haar& haar, Warp& warp, const Grid& grid, int64_t block, int thread)
       : haar(haar), warp(warp), across(K == 3 ? grid.across : 0) {
-    sample = block / grid.blocks;
+    sample = static_cast<int>(block / grid.blocks);
     const int64_t lane = (block - sample * grid.blocks) * kThreads + thread;
     const int64_t group = lane >> 2 * across;
     bits = static_cast<int>(lane & ((1 << 2 * across) - 1));
-    channel = group / (grid.down * grid.right);
+    channel = static_cast<int>(group / (grid.down * grid.right));
     const int64_t place = group - channel * grid.down * grid.right, below = place / grid.right;
     const int tile_x = (bits & 1) | (bits >> 1 & 2), tile_y = (bits >> 1 & 1) | (bits >> 2 & 2);
-    y = ((below << across) + tile_y) * kRows;
-    x = (((place - below * grid.right) << across) + tile_x) * kColumns;
+    y = (static_cast<int>(below << across) + tile_y) * kRows;
+    x = (static_cast<int>((place - below * grid.right) << across) + tile_x) * kColumns;
     inside = channel < haar.channels && y < haar.height && x < haar.width;
   }
 
@@ -422,15 +422,12 @@ struct Lane {
     normal_run(haar.seeds[sample], stage_of(haar), haar.purpose, first, run.count, kVector, z);
   }
 
-  // run <- c_x run + c_s score + c_z z
-  FASTDIFF_INLINE void update(const Run& run, const Tile* score) {
+  // run <- c_x run + c_s score
+  FASTDIFF_INLINE void combine(const Run& run, const Tile* score) {
     const Where w = where(run);
     if (!is_there(w, 0)) return;
-    const int columns = score ? 3 : 2;
-    const S* const c = table(w, columns);
-    const S by_x = c[0], by_score = score ? c[1] : S{0}, by_z = haar.seeds ? c[columns - 1] : S{0};
-    float z[4] = {};
-    if (by_z != 0) noise(run, w, z);
+    const S* const c = table(w, score ? 3 : 2);
+    const S by_x = c[0], by_score = score ? c[1] : S{0};
     FASTDIFF_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (i >= run.count) continue;
@@ -438,14 +435,32 @@ struct Lane {
       S total = 0;
       if (by_x != 0) total = total + by_x * value;
       if (by_score != 0) total = total + by_score * (*score)[run.row][run.column + i * run.step];
-      if (by_z != 0) total = total + by_z * static_cast<S>(z[i]);
       value = total;
     }
   }
+  // run <- run + c_z z, when the score needs no registers any more.
+  FASTDIFF_INLINE void add_noise(const Run& run) {
+    const Where w = where(run);
+    if (!is_there(w, 0)) return;
+    const int columns = haar.score.data ? 3 : 2;
+    const S by_z = table(w, columns)[columns - 1];
+    if (by_z == 0) return;
+    float z[4];
+    noise(run, w, z);
+    FASTDIFF_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (i >= run.count) continue;
+      S& value = v[run.row][run.column + i * run.step];
+      value = value + by_z * static_cast<S>(z[i]);
+    }
+  }
+  FASTDIFF_INLINE void add_noise() {
+    if (haar.seeds) each_run([&](const Run& run) { add_noise(run); });
+  }
   // A part of the score is read, split and used before the next, so that two tiles never have to be held.
-  FASTDIFF_INLINE void update_by_score() {
+  FASTDIFF_INLINE void combine_with_score() {
     Tile score;
-    const auto visit = [&](const Run& run) { update(run, &score); };
+    const auto visit = [&](const Run& run) { combine(run, &score); };
     FASTDIFF_UNROLL
     for (int r = 0; r < kRows; r += kPart) {
       load(haar.score, score, r, r + kPart);
@@ -508,9 +523,10 @@ struct Lane {
     load(haar.image, v);
     split();
     if (haar.score.data)
-      update_by_score();
+      combine_with_score();
     else
-      each_run([&](const Run& run) { update(run, nullptr); });
+      each_run([&](const Run& run) { combine(run, nullptr); });
+    add_noise();
     merge();
     store(haar.result);
   }
@@ -531,7 +547,8 @@ struct Lane {
       case Type::f16: load_coarse<cpu::Half>(); break;
       case Type::bf16: load_coarse<cpu::BFloat16>(); break;
     }
-    each_run([&](const Run& run) { update(run, nullptr); });
+    each_run([&](const Run& run) { combine(run, nullptr); });
+    add_noise();
     merge();
     store(haar.result);
   }

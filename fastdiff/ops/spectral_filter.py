@@ -8,7 +8,7 @@ is taken: it maps real images to real images.
 Backends, named by `SpectralResponse.describe`:
 
 - whole image: one Triton launch of products with real bases (kernels/spectral_filter.py), for CUDA
-  tensors of up to 64 x 64, float32 or half precision, and a real response.
+  tensors of up to 64 x 64 (32 x 32 before sm_90), float32 or half precision, and a real response.
 - transforms: torch.fft's real transforms, with the scale folded into the response and the product
   in place: everywhere else.
 
@@ -89,14 +89,25 @@ class SpectralResponse:
 
     def tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        served = x.device.type == "cuda" and x.dtype != torch.float64 and _has_triton
-        return self._tables if served else None
+        if self._tables is None or x.device.type != "cuda" or x.dtype == torch.float64:
+            return None
+        return self._tables if _fits(self.height, self.width, x.device) else None
 
     def describe(self, x: Tensor) -> str:
         """Which backend serves images like x."""
         if self.tables(x) is not None:
             return "whole image: one Triton launch"
         return "transforms: torch.fft, the scale folded in"
+
+
+@cache
+def _fits(height: int, width: int, device: torch.device) -> bool:
+    """Whether the whole-image kernel serves that size on that GPU."""
+    if not _has_triton:
+        return False
+    from ..kernels.spectral_filter import serves
+
+    return serves(height, width, torch.cuda.get_device_capability(device))
 
 
 _prepared: dict[int, tuple[weakref.ref[Tensor], int, SpectralResponse]] = {}

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
-from fastdiff.kernels.spectral_filter import launch  # noqa: E402
+from fastdiff.kernels.spectral_filter import launch, serves  # noqa: E402
 from fastdiff.ops import SpectralResponse, spectral_filter_ref  # noqa: E402
 from fastdiff.ops.spectral_filter import mirrored, whole_image_tables  # noqa: E402
 
@@ -55,6 +55,11 @@ def test_strides():
         assert error(made, response, "exact") <= EXACT
 
 
+def test_what_fits_a_program():
+    assert serves(64, 64, (9, 0)) and serves(1, 64, (10, 0)) and not serves(65, 8, (9, 0))
+    assert serves(32, 32, (8, 0)) and not serves(33, 32, (8, 9))
+
+
 def test_nothing_to_do():
     x, response = case((2, 3, 8, 8), 1)
     launch(x[:0], x[:0].clone(), *whole_image_tables(response), "exact")
@@ -70,7 +75,8 @@ def test_the_op_on_a_gpu():
         wanted = spectral_filter_ref(x.double(), response)
         found = spectral_filter(x, ready)
         assert float((found - wanted).norm() / wanted.norm()) <= EXACT
-        assert ready.describe(x).startswith("whole" if max(shape[2:]) <= 64 else "transforms")
+        whole = serves(*shape[2:], torch.cuda.get_device_capability())
+        assert ready.describe(x).startswith("whole" if whole else "transforms")
         leaf = x.clone().requires_grad_()
         (spectral_filter(leaf, ready) * x).sum().backward()
         wanted = spectral_filter_ref(x.double(), response)
