@@ -99,9 +99,7 @@ class CudaRecording:
                     body()
                 with Reader() as reader:
                     body()
-            self._read = (
-                reader.foreign()
-            )  # tables in attributes, caches: alive as long as the graph
+            self._read = reader.foreign()  # tables in attributes, caches: kept alive
             torch.cuda.current_stream().wait_stream(aside)
             torch.cuda.synchronize()
             before = torch.cuda.memory_reserved()
@@ -218,7 +216,7 @@ class LoopCache:
 
     def __init__(self, most: int = 8, memory: int | None = None) -> None:
         self.most, self.memory = most, memory
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
         self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
         self._places: dict[torch.device, Any] = {}
         self._keepers: dict[torch.device, CudaRecording] = {}
@@ -251,8 +249,9 @@ class LoopCache:
     ) -> tuple[Tensor | None, str]:
         """A replay, recorded at the first call of its key; or None and why, after a warning.
 
-        Whatever a recording meets, the caller can go on stepwise; what `stages.after` raises is
-        raised. `measure`: keep a loop only where it is faster than `stepwise`.
+        Whatever a recording meets, the caller can go on stepwise. Raised is what `stages.after`
+        raises, and what a replay meets once it was called. `measure`: keep a loop only where it is
+        faster than `stepwise`.
         """
         known, failed, raised = None, False, None
         with self._in_turn(stages is not None and stages.after is not None) as mine:
@@ -399,8 +398,8 @@ def captures(mode: str, device: torch.device) -> bool:
 
 def network_state(
     network: Any, device: torch.device, *, adapters: bool = False
-) -> tuple[list[Any], Hashable]:
-    """What a recording fixes of a network: what of it is to be kept alive, and a key.
+) -> tuple[list[Tensor], Hashable]:
+    """What a recording fixes of a network: the memory of its weights (to be kept), and a key.
 
     The key has addresses and dtypes of parameters and buffers, classes, own forwards and attention
     processors of the modules, train or eval mode, hooks, FreeU's numbers, autocast and the
@@ -408,7 +407,7 @@ def network_state(
     lacks.
     Raises NotCapturable for weights that are moved about (an offloading hook), and for adapters.
     """
-    memory: list[Any] = []
+    memory: list[Tensor] = []
     key: list[Any] = [torch.is_autocast_enabled(device.type),
                       torch.get_autocast_dtype(device.type),
                       torch.get_float32_matmul_precision()]  # fmt: skip
@@ -422,12 +421,10 @@ def network_state(
             raise NotCapturable(f"{type(module).__name__} is an adapter's layer: fuse and unload "
                                 "it, or give capture_key=")  # fmt: skip
         key += (type(module), module.training)
-        for name in ("forward", "processor"):  # one of its own, such as an attention processor
-            if name in own:
-                memory.append(own[name])  # alive, so that its id stays its own
-                key.append(id(own[name]))
+        # By weak reference: an id may be another's later, and they may own the network.
+        key += [weakref.ref(own[name]) for name in ("forward", "processor") if name in own]
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            key += map(id, hooks.values())
+            key += map(weakref.ref, hooks.values())
         if own.get("s1") is not None:
             key.append(tuple(own.get(name) for name in ("s1", "s2", "b1", "b2")))
         for table in (module._parameters, module._buffers):

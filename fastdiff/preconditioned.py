@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ class MaskStatistics:
         tensors = {"log_power": self.log_power}
         if self.mean_square is not None:
             tensors["mean_square"] = self.mean_square
-        words = {k: v for k, v in asdict(self).items() if not isinstance(v, Tensor)}
-        words.pop("mean_square", None)
+        words = {"count": self.count, "flipped": self.flipped, "source": self.source}
         metadata = {"format": FORMAT, "statistics": json.dumps(words)}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -340,7 +340,7 @@ class Sampler:
 
         Recorded whole, or by the stage: for callbacks, and for loops of many calls.
         """
-        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Any]()
+        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Tensor]()
         leaves, spec = tree_flatten(given)
         try:
             staged = after is not None or self.tableau.nfe > WHOLE_LOOP_CALLS
@@ -411,7 +411,7 @@ class Sampler:
         )
 
     def _recorded(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Any], place: Any
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
     ) -> Loop:
         """The loop, recorded over buffers and a table of its own."""
         with torch.inference_mode(False):
@@ -420,7 +420,7 @@ class Sampler:
         return Loop(body, leaves, table.buffers, memory, device, place)
 
     def _recorded_stage(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Any], place: Any
+        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
     ) -> Loop:
         """The loop's start and its first stage, recorded over buffers and a table of their own."""
         with torch.inference_mode(False):

@@ -1,5 +1,6 @@
 """The loop as one replay, on the CPU: recorded operations over fixed buffers."""
 
+import functools
 import threading
 
 import numpy as np
@@ -221,6 +222,21 @@ def test_a_cache_goes_with_its_network():
     replayed(normal(1, 3, 8, 8))
     gone = weakref.ref(replayed.denoiser)
     del replayed, eager
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_cache_goes_with_a_network_whose_forward_owns_it():
+    import gc
+    import weakref
+
+    network = Network()
+    network.forward = functools.partial(network.forward, labels=None)
+    replayed, eager = pair(network)
+    x = normal(1, 3, 8, 8)
+    assert torch.equal(replayed(x), eager(x)) and len(loops(replayed)) == 1
+    gone = weakref.ref(network)
+    del network, replayed, eager
     gc.collect()
     assert gone() is None
 
@@ -646,7 +662,7 @@ def test_another_forward_class_or_processor_is_noticed():
     replayed, eager = pair(network)
     x = normal(1, 3, 8, 8)
     replayed(x)
-    network.last.processor = object()
+    network.last.processor = nn.Identity.forward
     replayed(x)
     assert len(loops(replayed)) == 2
     inner = network.last.forward

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,12 +79,12 @@ def haar_merge(pyramid: HaarPyramid | Sequence, size: Sequence[int] | None = Non
     """The images of a pyramid: the inverse of `haar_split`, all levels in one launch.
 
     pyramid: details and coarse as `HaarPyramid` explains them, of one float dtype, any strides.
-    size: (H, W) of the images; (2 h, 2 w) of the finest details by default, and each side may be
-    one less.
+    size: (H, W) of the images, each side twice that of the finest details or one less; by default
+    the pyramid's own, and where it has none twice.
 
-    Returns [B, C, H, W] in the pyramid's dtype, channels_last where the coarse image or the finest
-    details are. Differentiable (the gradient is one split). Raises TypeError or ValueError naming
-    the argument.
+    Returns [B, C, H, W] in the pyramid's dtype, channels_last where the finest details are (without
+    any, the coarse image). Differentiable (the gradient is one split). Raises TypeError or
+    ValueError naming the argument.
     """
     details, coarse = tuple(pyramid[0]), pyramid[1]
     if size is None and isinstance(pyramid, HaarPyramid):
@@ -162,7 +162,8 @@ def haar_expand(
     float64 where coarse is. seeds, stage: as `haar_step`. size: (H, W) of the result, (2 h, 2 w)
     by default, and each side may be one less.
 
-    Returns [B, C, H, W] in coarse's dtype and layout. Not differentiable.
+    Returns [B, C, H, W] in coarse's dtype and layout. Not differentiable. Raises TypeError or
+    ValueError naming the argument.
     """
     _check_image("coarse", coarse)
     _forbid_gradient("haar_expand", coarse, coefficients)
@@ -193,7 +194,8 @@ def haar_loss(
     weight and factor; float32, or float64 where prediction is. seeds, stage: as they were given to
     `haar_noise`.
 
-    Returns [B] in the coefficients' dtype. Differentiable with respect to prediction.
+    Returns [B] in the coefficients' dtype. Differentiable with respect to prediction. Raises
+    TypeError or ValueError naming the argument.
     """
     _check_image("prediction", prediction)
     _require_seeds(seeds)
@@ -431,8 +433,10 @@ def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
 
 def _stage(stage: int | Tensor, x: Tensor) -> tuple[Tensor | None, int]:
     """A tensor on the device, or a number: no launch fills a tensor with it."""
-    if not isinstance(stage, Tensor):
-        return None, stage & 0x7FFFFFFF
+    if isinstance(stage, int):
+        if not 0 <= stage < 1 << 31:
+            raise ValueError(f"stage must be 0 to 2^31 - 1, got {stage}")
+        return None, stage
     require_dtype("stage", stage, torch.int32)
     require_shape("stage", stage, (1,))
     _same_device("stage", stage, x)
@@ -523,54 +527,18 @@ def _fake_merge(
     return _empty(coarse, (*coarse.shape[:2], height, width), channels_last)
 
 
-def _fake_step(
-    x: Tensor,
-    score: Tensor | None,
-    coefficients: Tensor,
-    seeds: Tensor | None,
-    stage: Tensor | None,
-    stage_number: int,
-    levels: int,
-    channels_last: bool,
-) -> Tensor:
-    return _empty(x, x.shape, channels_last)
+def _fake_same(x: Tensor, *rest: Any) -> Tensor:
+    """Of the first argument's shape; the last one says the layout."""
+    return _empty(x, x.shape, rest[-1])
 
 
-def _fake_expand(
-    coarse: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor | None,
-    stage: Tensor | None,
-    stage_number: int,
-    height: int,
-    width: int,
-    channels_last: bool,
-) -> Tensor:
+def _fake_expand(coarse: Tensor, *rest: Any) -> Tensor:
+    *_, height, width, channels_last = rest
     return _empty(coarse, (*coarse.shape[:2], height, width), channels_last)
 
 
-def _fake_loss(
-    prediction: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor,
-    stage: Tensor | None,
-    stage_number: int,
-    levels: int,
-) -> Tensor:
+def _fake_loss(prediction: Tensor, coefficients: Tensor, *_: Any) -> Tensor:
     return coefficients.new_empty((len(prediction),))
-
-
-def _fake_loss_gradient(
-    prediction: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor,
-    stage: Tensor | None,
-    stage_number: int,
-    upstream: Tensor,
-    levels: int,
-    channels_last: bool,
-) -> Tensor:
-    return _empty(prediction, prediction.shape, channels_last)
 
 
 # The same in plain PyTorch, where no other backend is there.
@@ -664,10 +632,10 @@ def _plain_loss_gradient(
 for _name, _fake, _plain in (
     ("haar_split", _fake_split, _plain_split),
     ("haar_merge", _fake_merge, _plain_merge),
-    ("haar_step", _fake_step, _plain_step),
+    ("haar_step", _fake_same, _plain_step),
     ("haar_expand", _fake_expand, _plain_expand),
     ("haar_loss", _fake_loss, _plain_loss),
-    ("haar_loss_gradient", _fake_loss_gradient, _plain_loss_gradient),
+    ("haar_loss_gradient", _fake_same, _plain_loss_gradient),
 ):
     torch.library.register_fake(f"fastdiff::{_name}", _fake, lib=_library)
     _library.impl(_name, _plain, "CompositeExplicitAutograd")  # the extension's come before it
@@ -694,7 +662,7 @@ def _keep_merge(ctx, inputs, output) -> None:
 
 
 def _merge_gradient(ctx, image: Tensor):
-    flat = torch.ops.fastdiff.haar_split(image, ctx.levels, ctx.last)
+    flat = torch.ops.fastdiff.haar_split.default(image, ctx.levels, ctx.last)
     details, coarse, *_ = _views(flat, image.shape, ctx.levels, ctx.last)
     return list(details), coarse, None, None, None
 

@@ -565,6 +565,8 @@ ONES2, ONES3 = torch.ones(1, 2, 2), torch.ones(1, 2, 3)
         (lambda: haar_noise(X, ONES2, SEED.int()), TypeError, "seeds must be torch.int64"),
         (lambda: haar_noise(X, ONES2, torch.arange(2)), ValueError, "seeds must have the shape"),
         (lambda: haar_noise(X, ONES2, SEED, torch.ones(1)), TypeError, "stage must be"),
+        (lambda: haar_noise(X, ONES2, SEED, -1), ValueError, "stage must be 0 to"),
+        (lambda: haar_noise(X, ONES2, SEED, 1.5), TypeError, "stage must be a tensor, got float"),
         (lambda: haar_expand(X, torch.ones(1, 3, 2), SEED), ValueError, r"\(1 or 1, 2, 2\)"),
         (lambda: haar_expand(X, ONES2, SEED, 0, (14, 16)), ValueError, "size must be"),
         (lambda: haar_step(X.clone().requires_grad_(), None, ONES2), ValueError,
