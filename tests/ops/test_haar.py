@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import ptwt
@@ -15,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.published import load_pytorch_wavelets
-from fastdiff import _ext, check_capturable
+from fastdiff import check_capturable
 from fastdiff.ops import (
     HaarPyramid,
     haar_expand,
@@ -495,21 +492,8 @@ print(_ext.build_info().get("cpu_target", "reference"), digest.hexdigest())
 """
 
 
-def launch_elsewhere(setup="", **environment):
-    """(backend, digest of the results) of LAUNCHES in a process of its own."""
-    command = [sys.executable, "-c", LAUNCHES.format(setup=setup)]
-    env = {**os.environ, **environment}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    return run.stdout.split()
-
-
-def test_every_cpu_target_and_the_reference_agree(capsys):
-    exec(LAUNCHES.format(setup=""), {})
-    _, here = capsys.readouterr().out.split()
-    assert launch_elsewhere("sys.modules['fastdiff._C'] = None") == ["reference", here]
-    if _ext.HAS_EXT:
-        assert launch_elsewhere(FASTDIFF_CPU_TARGET="baseline") == ["baseline", here]
-        assert launch_elsewhere(FASTDIFF_CPU_TARGET="avx2")[1] == here
+def test_every_cpu_target_and_the_reference_agree(same_everywhere):
+    same_everywhere(LAUNCHES)
 
 
 def test_more_elements_than_32_bits_count():

@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import numpy
 import pytest
@@ -12,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastdiff import _ext
 from fastdiff.ops import (
     allocate_slots,
     multistep_step,
@@ -415,21 +411,8 @@ print(_ext.build_info().get("cpu_target", "reference"), digest.hexdigest())
 """
 
 
-def launch_elsewhere(setup="", **environment):
-    """(backend, digest of the results) of LAUNCHES in a process of its own."""
-    command = [sys.executable, "-c", LAUNCHES.format(setup=setup)]
-    env = {**os.environ, **environment}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    return run.stdout.split()
-
-
-def test_every_cpu_target_and_the_reference_agree(capsys):
-    exec(LAUNCHES.format(setup=""), {})
-    _, here = capsys.readouterr().out.split()
-    assert launch_elsewhere("sys.modules['fastdiff._C'] = None") == ["reference", here]
-    if _ext.HAS_EXT:
-        assert launch_elsewhere(FASTDIFF_CPU_TARGET="baseline") == ["baseline", here]
-        assert launch_elsewhere(FASTDIFF_CPU_TARGET="avx2")[1] == here
+def test_every_cpu_target_and_the_reference_agree(same_everywhere):
+    same_everywhere(LAUNCHES)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
