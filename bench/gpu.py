@@ -31,13 +31,14 @@ GPU_TESTS = (
     "tests/kernels/test_weighted_sums.py",
     "tests/kernels/test_haar.py",
     "tests/kernels/test_spectral_filter.py",
+    "tests/kernels/test_spectral_update.py",
     "tests/test_graph_gpu.py",
 )
 DRY_TESTS = "test_every_table_shape or test_nothing_to_do"
 # One small launch of each kernel, for compute-sanitizer: odd sizes, every operand.
 SANITIZED = """
 import torch
-from bench.entries import haar, multistep_step, spectral_filter, weighted_sums
+from bench.entries import haar, multistep_step, spectral_filter, spectral_update, weighted_sums
 from fastdiff.ops import seeded_noise, weighted_sums_unchecked
 device = torch.device("cuda")
 for name, row in multistep_step.ROWS.items():
@@ -47,6 +48,8 @@ for name, row in weighted_sums.rows().items():
 seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
 for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
     spectral_filter.ours("exact")([spectral_filter.buffers(0, shape, device)])(0)
+    for name in spectral_update.rows(device):
+        spectral_update.ours(name)([spectral_update.buffers(0, shape, device)])(0)
     for name, row in haar.ROWS.items():
         levels = 1 if name == "expand" else 3
         row.ours([haar.buffers(0, shape, device, row.columns, levels)])(0)

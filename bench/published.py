@@ -156,3 +156,30 @@ def pds_filter(x: Tensor, gain: Tensor) -> Tensor:
     """
     spectrum = torch.fft.fft(torch.fft.fft(x, dim=2), dim=3) * gain
     return torch.fft.ifft(torch.fft.ifft(spectrum, dim=3), dim=2).real
+
+
+def pds_langevin(x: Tensor, score: Tensor, gain: Tensor, space: Tensor, snr: float) -> Tensor:
+    """The published corrector, one step of it: about 45 operations, 107 passes over an image.
+
+    x, score [B, C, H, W]; gain [C, H, W]; space [1]: the mask of ones where there is none.
+    """
+    noise = pds_filter(torch.randn_like(x) * space, gain)
+    drift = _pds_drift(score, gain, space)
+    size = torch.norm(drift.reshape(len(x), -1), dim=-1).mean()
+    noise_size = torch.norm(noise.reshape(len(x), -1), dim=-1).mean()
+    h = (snr * noise_size / size) ** 2 * 2
+    return x + h * drift + torch.sqrt(h * 2) * noise
+
+
+def pds_predictor(x: Tensor, score: Tensor, gain: Tensor, space: Tensor, step: float) -> Tensor:
+    """The published reverse-diffusion predictor for exploding variance: x + G^2 D s + G M z."""
+    noise = pds_filter(torch.randn_like(x) * space, gain)
+    drift = -(step**2) * score
+    return x - _pds_drift(drift, gain, space) + step * noise
+
+
+def _pds_drift(score: Tensor, gain: Tensor, space: Tensor) -> Tensor:
+    """D s: two filters with the squared pixel mask between, the real part taken once."""
+    spectrum = torch.fft.fft(torch.fft.fft(score, dim=2), dim=3) * gain
+    between = torch.fft.ifft(torch.fft.ifft(spectrum, dim=3), dim=2) * space.pow(2)
+    return pds_filter(between, gain)

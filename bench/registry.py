@@ -141,6 +141,7 @@ def entries() -> tuple[Entry, ...]:
         scheduler_step,
         solver_loop,
         spectral_filter,
+        spectral_update,
         weighted_sums,
     )
 
@@ -150,6 +151,7 @@ def entries() -> tuple[Entry, ...]:
         initial_noise.ENTRY,
         haar.ENTRY,
         spectral_filter.ENTRY,
+        spectral_update.ENTRY,
         solver_loop.ENTRY,
         scheduler_step.ENTRY,
         sampler_functions.ENTRY,
@@ -163,6 +165,7 @@ CLAIMS = (
     Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
     Claim("faster than torch.compile of slices", "haar", "split", "torch.compile"),
     Claim("faster than the wavelet packages", "haar", "merge", "pytorch_wavelets"),
+    Claim("faster than published updates", "spectral_update", "langevin", "published operations"),
     Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
     Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
     Claim("drop-in sampler functions", "sampler_functions", "ipndm", "published operations"),

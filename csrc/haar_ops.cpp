@@ -192,7 +192,7 @@ Tensor haar_step(
 
 template <class Device>
 Tensor haar_expand(
-    Tensor coarse, Tensor coefficients, std::optional<Tensor> seeds, std::optional<Tensor> stage, int64_t stage_number,
+    Tensor coarse, Tensor coefficients, Tensor seeds, std::optional<Tensor> stage, int64_t stage_number,
     int64_t height, int64_t width, bool channels_last) {
   STD_TORCH_CHECK(coarse.dim() == 4, "haar: an image has four dimensions");
   Haar haar = sized(1, coarse.size(0), coarse.size(1), height, width, coarse);

@@ -27,6 +27,66 @@ PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
 
 
 @triton.jit
+def _load_basis(basis, HALF: tl.constexpr):
+    """Cosines and sines of an axis, [HALF, 2 HALF] each."""
+    at = tl.arange(0, HALF)[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
+    return tl.load(basis + at), tl.load(basis + 2 * HALF * HALF + at)
+
+
+@triton.jit
+def _load_transposed(basis, HALF: tl.constexpr):
+    """The same as [2 HALF, HALF]: loaded so, since a tile kept for both uses costs registers."""
+    at = tl.arange(0, HALF)[None, :] * (2 * HALF) + tl.arange(0, 2 * HALF)[:, None]
+    return tl.load(basis + at), tl.load(basis + 2 * HALF * HALF + at)
+
+
+@triton.jit
+def to_tiles(
+    value, row_basis, column_basis,
+    HALF_H: tl.constexpr, HALF_W: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """An image in the real bases: T_cc, T_cs, T_sc, T_ss."""
+    row_cos, row_sin = _load_basis(row_basis, HALF_H)
+    column_cos, column_sin = _load_transposed(column_basis, HALF_W)
+    by_cos = tl.dot(row_cos, value, input_precision=PRECISION)
+    t_cc = tl.dot(by_cos, column_cos, input_precision=PRECISION)
+    t_cs = tl.dot(by_cos, column_sin, input_precision=PRECISION)
+    by_sin = tl.dot(row_sin, value, input_precision=PRECISION)
+    t_sc = tl.dot(by_sin, column_cos, input_precision=PRECISION)
+    t_ss = tl.dot(by_sin, column_sin, input_precision=PRECISION)
+    return t_cc, t_cs, t_sc, t_ss
+
+
+@triton.jit
+def responded(t_cc, t_cs, t_sc, t_ss, table, HALF_H: tl.constexpr, HALF_W: tl.constexpr):
+    """Tiles through a response; table: a_cc, a_cs, a_sc, a_ss, c [5, HALF_H, HALF_W]."""
+    size: tl.constexpr = HALF_H * HALF_W
+    table += tl.arange(0, HALF_H)[:, None] * HALF_W + tl.arange(0, HALF_W)[None, :]
+    coupling = tl.load(table + 4 * size)
+    u_cc = tl.load(table) * t_cc + coupling * t_ss
+    u_ss = tl.load(table + 3 * size) * t_ss + coupling * t_cc
+    u_cs = tl.load(table + size) * t_cs - coupling * t_sc
+    u_sc = tl.load(table + 2 * size) * t_sc - coupling * t_cs
+    return u_cc, u_cs, u_sc, u_ss
+
+
+@triton.jit
+def from_tiles(
+    u_cc, u_cs, u_sc, u_ss, row_basis, column_basis,
+    HALF_H: tl.constexpr, HALF_W: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The image of tiles."""
+    column_cos, column_sin = _load_basis(column_basis, HALF_W)
+    by_cos = tl.dot(u_cc, column_cos, input_precision=PRECISION)
+    by_cos = tl.dot(u_cs, column_sin, by_cos, input_precision=PRECISION)
+    by_sin = tl.dot(u_sc, column_cos, input_precision=PRECISION)
+    by_sin = tl.dot(u_ss, column_sin, by_sin, input_precision=PRECISION)
+    row_cos, row_sin = _load_transposed(row_basis, HALF_H)
+    image = tl.dot(row_cos, by_cos, input_precision=PRECISION)
+    return tl.dot(row_sin, by_sin, image, input_precision=PRECISION)
+
+
+@triton.jit
 def _spectral_filter_kernel(
     x,
     y,
@@ -52,41 +112,16 @@ def _spectral_filter_kernel(
     image = tl.program_id(0).to(tl.int64)
     sample, channel = image // channels, image % channels
     rows, columns = tl.arange(0, 2 * HALF_H), tl.arange(0, 2 * HALF_W)
-    half_rows, half_columns = tl.arange(0, HALF_H), tl.arange(0, HALF_W)
     inside = (rows < height)[:, None] & (columns < width)[None, :]
     at = sample * x_sample + channel * x_channel
     at += rows.to(tl.int64)[:, None] * x_row + columns.to(tl.int64)[None, :] * x_column
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
 
-    row_at = half_rows[:, None] * (2 * HALF_H) + rows[None, :]
-    column_at = half_columns[:, None] * (2 * HALF_W) + columns[None, :]
-    row_cos = tl.load(row_basis + row_at)
-    row_sin = tl.load(row_basis + 2 * HALF_H * HALF_H + row_at)
-    column_cos = tl.load(column_basis + column_at)
-    column_sin = tl.load(column_basis + 2 * HALF_W * HALF_W + column_at)
-
-    by_cos = tl.dot(row_cos, value, input_precision=PRECISION)
-    t_cc = tl.dot(by_cos, tl.trans(column_cos), input_precision=PRECISION)
-    t_cs = tl.dot(by_cos, tl.trans(column_sin), input_precision=PRECISION)
-    by_sin = tl.dot(row_sin, value, input_precision=PRECISION)
-    t_sc = tl.dot(by_sin, tl.trans(column_cos), input_precision=PRECISION)
-    t_ss = tl.dot(by_sin, tl.trans(column_sin), input_precision=PRECISION)
-
-    size: tl.constexpr = HALF_H * HALF_W
-    table = tables + channel * table_stride
-    table += half_rows[:, None] * HALF_W + half_columns[None, :]
-    coupling = tl.load(table + 4 * size)
-    u_cc = tl.load(table) * t_cc + coupling * t_ss
-    u_ss = tl.load(table + 3 * size) * t_ss + coupling * t_cc
-    u_cs = tl.load(table + size) * t_cs - coupling * t_sc
-    u_sc = tl.load(table + 2 * size) * t_sc - coupling * t_cs
-
-    by_cos = tl.dot(u_cc, column_cos, input_precision=PRECISION)
-    by_cos = tl.dot(u_cs, column_sin, by_cos, input_precision=PRECISION)
-    by_sin = tl.dot(u_sc, column_cos, input_precision=PRECISION)
-    by_sin = tl.dot(u_ss, column_sin, by_sin, input_precision=PRECISION)
-    change = tl.dot(tl.trans(row_cos), by_cos, input_precision=PRECISION)
-    change = tl.dot(tl.trans(row_sin), by_sin, change, input_precision=PRECISION)
+    t_cc, t_cs, t_sc, t_ss = to_tiles(value, row_basis, column_basis, HALF_H, HALF_W, PRECISION)
+    u_cc, u_cs, u_sc, u_ss = responded(
+        t_cc, t_cs, t_sc, t_ss, tables + channel * table_stride, HALF_H, HALF_W
+    )
+    change = from_tiles(u_cc, u_cs, u_sc, u_ss, row_basis, column_basis, HALF_H, HALF_W, PRECISION)
 
     at = sample * y_sample + channel * y_channel
     at += rows.to(tl.int64)[:, None] * y_row + columns.to(tl.int64)[None, :] * y_column

@@ -18,10 +18,18 @@ from .multistep_step import (
     seeded_noise,
 )
 from .spectral_filter import SpectralResponse, spectral_filter, spectral_filter_ref
+from .spectral_update import (
+    SpectralGains,
+    spectral_langevin,
+    spectral_predictor,
+    spectral_update_ref,
+    spectral_update_unchecked,
+)
 from .weighted_sums import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 
 __all__ = [
     "HaarPyramid",
+    "SpectralGains",
     "SpectralResponse",
     "allocate_slots",
     "haar_expand",
@@ -37,6 +45,10 @@ __all__ = [
     "seeded_noise",
     "spectral_filter",
     "spectral_filter_ref",
+    "spectral_langevin",
+    "spectral_predictor",
+    "spectral_update_ref",
+    "spectral_update_unchecked",
     "weighted_sums",
     "weighted_sums_ref",
     "weighted_sums_unchecked",

@@ -33,7 +33,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .common import FLOATS, product, require_dtype, require_shape
+from .common import (
+    FLOATS,
+    forbid_gradient,
+    number_of_stage,
+    product,
+    require_device,
+    require_dtype,
+    require_seeds,
+    require_shape,
+    stage_argument,
+    wide_dtype,
+)
 from .philox import philox_normal_ref
 
 MAX_LEVELS = 5
@@ -121,17 +132,24 @@ def haar_step(
     or ValueError naming the argument.
     """
     _check_image("x", x)
-    _forbid_gradient("haar_step", x, score, coefficients)
+    forbid_gradient("haar_step", x, score, coefficients)
     columns = 2
     if score is not None:
         columns = 3
         _check_image("score", score)
         require_shape("score", score, tuple(x.shape))
-        _same_device("score", score, x)
+        require_device("score", score, x)
     levels = _check_coefficients(coefficients, x, columns, x.shape[2:])
-    _check_seeds(seeds, x)
+    if seeds is not None:
+        require_seeds(seeds, x)
     return torch.ops.fastdiff.haar_step.default(
-        x, score, coefficients.contiguous(), seeds, *_stage(stage, x), levels, _is_channels_last(x)
+        x,
+        score,
+        coefficients.contiguous(),
+        seeds,
+        *stage_argument(stage, x),
+        levels,
+        _is_channels_last(x),
     )
 
 
@@ -142,7 +160,7 @@ def haar_noise(x: Tensor, coefficients: Tensor, seeds: Tensor, stage: int | Tens
     level, finest first, and for the coarse image. Else as `haar_step`, whose noise it is; two
     passes. `haar_loss` with the same seeds and stage knows the noise again.
     """
-    _require_seeds(seeds)
+    require_dtype("seeds", seeds, torch.int64)
     return haar_step(x, None, coefficients, seeds, stage)
 
 
@@ -166,13 +184,12 @@ def haar_expand(
     ValueError naming the argument.
     """
     _check_image("coarse", coarse)
-    _forbid_gradient("haar_expand", coarse, coefficients)
-    _require_seeds(seeds)
+    forbid_gradient("haar_expand", coarse, coefficients)
     height, width = _check_size(size, coarse.shape[2:], "coarse")
     _check_coefficients(coefficients, coarse, 2, (height, width), only=1)
-    _check_seeds(seeds, coarse)
+    require_seeds(seeds, coarse)
     return torch.ops.fastdiff.haar_expand.default(
-        coarse, coefficients.contiguous(), seeds, *_stage(stage, coarse), height, width,
+        coarse, coefficients.contiguous(), seeds, *stage_argument(stage, coarse), height, width,
         _is_channels_last(coarse),
     )  # fmt: skip
 
@@ -198,13 +215,12 @@ def haar_loss(
     TypeError or ValueError naming the argument.
     """
     _check_image("prediction", prediction)
-    _require_seeds(seeds)
     levels = _check_coefficients(coefficients, prediction, 2, prediction.shape[2:])
-    _check_seeds(seeds, prediction)
+    require_seeds(seeds, prediction)
     if torch.is_grad_enabled() and coefficients.requires_grad:
         raise ValueError("haar_loss is not differentiable in its coefficients: detach them")
     return torch.ops.fastdiff.haar_loss.default(
-        prediction, coefficients.contiguous(), seeds, *_stage(stage, prediction), levels
+        prediction, coefficients.contiguous(), seeds, *stage_argument(stage, prediction), levels
     )
 
 
@@ -213,7 +229,7 @@ def haar_loss(
 
 def haar_split_ref(x: Tensor, levels: int) -> HaarPyramid:
     """`haar_split` in plain PyTorch, in the arithmetic's dtype (float32 or float64)."""
-    low, details = x.to(_wide(x)), []
+    low, details = x.to(wide_dtype(x)), []
     for _ in range(levels):
         low = torch.nn.functional.pad(low, (0, low.shape[3] % 2, 0, low.shape[2] % 2))
         a, b, c, d = (low[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
@@ -227,7 +243,7 @@ def haar_split_ref(x: Tensor, levels: int) -> HaarPyramid:
 
 def haar_merge_ref(pyramid: HaarPyramid, size: Sequence[int]) -> Tensor:
     """`haar_merge` in plain PyTorch, in the arithmetic's dtype."""
-    wide = _wide(pyramid.coarse)
+    wide = wide_dtype(pyramid.coarse)
     low = pyramid.coarse.to(wide)
     sizes = [size, *(detail.shape[3:] for detail in pyramid.details)]
     for detail, (height, width) in zip(reversed(pyramid.details), sizes[-2::-1], strict=True):
@@ -270,7 +286,7 @@ def haar_step_ref(
     x: Tensor, score: Tensor | None, coefficients: Tensor, seeds: Tensor | None, stage: int
 ) -> Tensor:
     """`haar_step` in plain PyTorch, in the arithmetic's dtype."""
-    levels, wide = coefficients.shape[1] - 1, _wide(x)
+    levels, wide = coefficients.shape[1] - 1, wide_dtype(x)
     operands = [haar_split_ref(x, levels)]
     columns = [0]
     if score is not None:
@@ -294,24 +310,17 @@ def haar_step_ref(
 
 
 def haar_expand_ref(
-    coarse: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor | None,
-    stage: int,
-    size: Sequence[int],
+    coarse: Tensor, coefficients: Tensor, seeds: Tensor, stage: int, size: Sequence[int]
 ) -> Tensor:
     """`haar_expand` in plain PyTorch, in the arithmetic's dtype."""
-    wide, shape = _wide(coarse), (*coarse.shape[:2], *size)
+    wide, shape = wide_dtype(coarse), (*coarse.shape[:2], *size)
     alpha, details_sigma, sigma = (
         coefficients[:, i, j].view(-1, 1, 1, 1) for i, j in ((1, 0), (0, 1), (1, 1))
     )
     zeros = torch.zeros((), dtype=wide, device=coarse.device)
-    low = zeros + product(alpha, coarse.to(wide))
-    details = zeros.expand(shape[0], 3, shape[1], *coarse.shape[2:])
-    if seeds is not None:
-        z = haar_normal_ref(seeds, shape, 1, stage, EXPANSION_NOISE)
-        details = zeros + product(details_sigma[:, None], z.details[0].to(wide))
-        low = low + product(sigma, z.coarse.to(wide))
+    z = haar_normal_ref(seeds, shape, 1, stage, EXPANSION_NOISE)
+    details = zeros + product(details_sigma[:, None], z.details[0].to(wide))
+    low = zeros + product(alpha, coarse.to(wide)) + product(sigma, z.coarse.to(wide))
     return haar_merge_ref(HaarPyramid((details,), low), size)
 
 
@@ -362,7 +371,7 @@ def _check_pyramid(
     for j in reversed(range(len(details))):
         detail = details[j]
         require_dtype(f"details[{j}]", detail, coarse.dtype)
-        _same_device(f"details[{j}]", detail, coarse)
+        require_device(f"details[{j}]", detail, coarse)
         shape = tuple(detail.shape)
         inner = j < len(details) - 1  # it may be one short of twice the level before
         sides = ((2 * height, 2 * height - 1), (2 * width, 2 * width - 1))
@@ -396,8 +405,8 @@ def _check_coefficients(
     coefficients: Tensor, x: Tensor, columns: int, size: Sequence[int], only: int | None = None
 ) -> int:
     """The number of levels they are for."""
-    require_dtype("coefficients", coefficients, _wide(x))
-    _same_device("coefficients", coefficients, x)
+    require_dtype("coefficients", coefficients, wide_dtype(x))
+    require_device("coefficients", coefficients, x)
     shape = tuple(coefficients.shape)
     rows = "levels + 1" if only is None else str(only + 1)
     if (
@@ -409,47 +418,6 @@ def _check_coefficients(
     if only is None:
         _check_levels(shape[1] - 1, size)
     return shape[1] - 1
-
-
-def _check_seeds(seeds: Tensor | None, x: Tensor) -> None:
-    if seeds is None:
-        return
-    require_dtype("seeds", seeds, torch.int64)
-    require_shape("seeds", seeds, (len(x),))
-    _same_device("seeds", seeds, x)
-    if not seeds.is_contiguous():
-        raise ValueError(f"seeds must be contiguous, got strides {seeds.stride()}")
-
-
-def _require_seeds(seeds: Tensor) -> None:
-    if seeds is None:
-        raise TypeError("seeds must be a tensor, got None")
-
-
-def _same_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
-
-
-def _stage(stage: int | Tensor, x: Tensor) -> tuple[Tensor | None, int]:
-    """A tensor on the device, or a number: no launch fills a tensor with it."""
-    if isinstance(stage, int):
-        if not 0 <= stage < 1 << 31:
-            raise ValueError(f"stage must be 0 to 2^31 - 1, got {stage}")
-        return None, stage
-    require_dtype("stage", stage, torch.int32)
-    require_shape("stage", stage, (1,))
-    _same_device("stage", stage, x)
-    return stage, 0
-
-
-def _forbid_gradient(name: str, *tensors: Tensor | None) -> None:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise ValueError(f"{name} is not differentiable: call it under torch.no_grad()")
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -497,7 +465,7 @@ _library.define(
     "int stage_number, int levels, bool channels_last) -> Tensor"
 )
 _library.define(
-    "haar_expand(Tensor coarse, Tensor coefficients, Tensor? seeds, Tensor? stage, "
+    "haar_expand(Tensor coarse, Tensor coefficients, Tensor seeds, Tensor? stage, "
     "int stage_number, SymInt height, SymInt width, bool channels_last) -> Tensor"
 )
 _library.define(
@@ -544,10 +512,6 @@ def _fake_loss(prediction: Tensor, coefficients: Tensor, *_: Any) -> Tensor:
 # The same in plain PyTorch, where no other backend is there.
 
 
-def _number(stage: Tensor | None, stage_number: int) -> int:
-    return stage_number if stage is None else int(stage)
-
-
 def _plain_split(x: Tensor, levels: int, channels_last: bool) -> Tensor:
     flat = _fake_split(x, levels, channels_last)
     views, made = _views(flat, x.shape, levels, channels_last), haar_split_ref(x, levels)
@@ -575,14 +539,14 @@ def _plain_step(
     levels: int,
     channels_last: bool,
 ) -> Tensor:
-    made = haar_step_ref(x, score, coefficients, seeds, _number(stage, stage_number))
+    made = haar_step_ref(x, score, coefficients, seeds, number_of_stage(stage, stage_number))
     return _empty(x, x.shape, channels_last).copy_(made)
 
 
 def _plain_expand(
     coarse: Tensor,
     coefficients: Tensor,
-    seeds: Tensor | None,
+    seeds: Tensor,
     stage: Tensor | None,
     stage_number: int,
     height: int,
@@ -590,7 +554,7 @@ def _plain_expand(
     channels_last: bool,
 ) -> Tensor:
     made = haar_expand_ref(
-        coarse, coefficients, seeds, _number(stage, stage_number), (height, width)
+        coarse, coefficients, seeds, number_of_stage(stage, stage_number), (height, width)
     )
     return _empty(coarse, made.shape, channels_last).copy_(made)
 
@@ -603,7 +567,7 @@ def _plain_loss(
     stage_number: int,
     levels: int,
 ) -> Tensor:
-    return haar_loss_ref(prediction, coefficients, seeds, _number(stage, stage_number))
+    return haar_loss_ref(prediction, coefficients, seeds, number_of_stage(stage, stage_number))
 
 
 def _plain_loss_gradient(
@@ -617,7 +581,7 @@ def _plain_loss_gradient(
     channels_last: bool,
 ) -> Tensor:
     bands = haar_split_ref(prediction, levels)
-    noise = haar_normal_ref(seeds, prediction.shape, levels, _number(stage, stage_number))
+    noise = haar_normal_ref(seeds, prediction.shape, levels, number_of_stage(stage, stage_number))
     made = []
     for j, (s, z) in enumerate(zip((*bands.details, bands.coarse), (*noise.details, noise.coarse),
                                    strict=True)):  # fmt: skip

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common import FLOATS, require_dtype
+from .common import FLOATS, require_device, require_dtype, wide_dtype
 
 LARGEST_WHOLE = 64  # sides that one program holds
 PRECISIONS = ("exact", "fast")
@@ -87,11 +87,16 @@ class SpectralResponse:
             self._halves[key] = kept.to(_like(kept, dtype)).resolve_conj().contiguous()
         return self._halves[key]
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether the whole-image kernel has tables for this response."""
+        return self._tables is not None
+
     def tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the whole-image kernel reads; None where it does not serve."""
         if self._tables is None or x.device.type != "cuda" or x.dtype == torch.float64:
             return None
-        return self._tables if _fits(self.height, self.width, x.device) else None
+        return self._tables if fits_a_program(self.height, self.width, x.device) else None
 
     def describe(self, x: Tensor) -> str:
         """Which backend serves images like x."""
@@ -101,7 +106,7 @@ class SpectralResponse:
 
 
 @cache
-def _fits(height: int, width: int, device: torch.device) -> bool:
+def fits_a_program(height: int, width: int, device: torch.device) -> bool:
     """Whether the whole-image kernel serves that size on that GPU."""
     if not _has_triton:
         return False
@@ -132,20 +137,19 @@ def spectral_filter(
         raise ValueError(f"x must be [B, C, H, W], got shape {tuple(x.shape)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    ready = response if isinstance(response, SpectralResponse) else _ready(response)
-    wanted = (ready.height, ready.width)
-    if ready.channels not in (1, x.shape[1]) or tuple(x.shape[2:]) != wanted:
+    made = response if isinstance(response, SpectralResponse) else ready(response)
+    wanted = (made.height, made.width)
+    if made.channels not in (1, x.shape[1]) or tuple(x.shape[2:]) != wanted:
         raise ValueError(
             f"response must be [{x.shape[1]} or 1, {x.shape[2]}, {x.shape[3]}], got "
-            f"{(ready.channels, *wanted)}"
+            f"{(made.channels, *wanted)}"
         )
-    if ready.device != x.device:
-        raise ValueError(f"response must be on {x.device}, got {ready.device}")
-    return _filtered(x, ready, precision)
+    require_device("response", made.full, x)
+    return _filtered(x, made, precision)
 
 
 def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     adjoint = response.half(wide, adjoint=True)
     tables = response.tables(x)
     if tables is None:
@@ -153,9 +157,9 @@ def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
     return torch.ops.fastdiff.spectral_filter_whole.default(x, *tables, precision)
 
 
-def _ready(response: Tensor) -> SpectralResponse:
+def ready(response: Tensor, name: str = "response") -> SpectralResponse:
     """The response of a tensor, made once for each of its states."""
-    require_dtype("response", response, torch.float32, torch.float64, torch.complex64,
+    require_dtype(name, response, torch.float32, torch.float64, torch.complex64,
                   torch.complex128)  # fmt: skip
     if response.is_inference():
         return SpectralResponse(response)
@@ -171,7 +175,7 @@ def _ready(response: Tensor) -> SpectralResponse:
 
 def spectral_filter_ref(x: Tensor, response: Tensor) -> Tensor:
     """`spectral_filter` in complex transforms, in the arithmetic's dtype: the definition."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     spectrum = torch.fft.fft2(x.to(wide)) * response.to(_like(response, wide))
     return torch.fft.ifft2(spectrum).real
 
@@ -204,9 +208,9 @@ def real_basis(size: int) -> np.ndarray:
     return basis
 
 
-def whole_image_tables(full: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(tables [C, 5, P / 2, P' / 2] of the response minus one, basis of rows, basis of columns)."""
-    values = full.double().cpu().numpy() - 1
+def whole_image_tables(full: Tensor, less: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """(tables [C, 5, P / 2, P' / 2] of response - less, basis of rows, basis of columns)."""
+    values = full.double().cpu().numpy() - less
     height, width = values.shape[1:]
     bases = [real_basis(side) for side in (height, width)]
     half_height, half_width = (basis.shape[1] for basis in bases)
@@ -266,7 +270,7 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 def _transforms(x: Tensor, half: Tensor, adjoint_half: Tensor) -> Tensor:
     """Real transforms around a product in place; the inverse's scale is in `half`."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     if not x.numel():
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     spectrum = torch.fft.rfft2(x.to(wide))

@@ -9,8 +9,8 @@ from bench.entries import multistep_step, weighted_sums
 
 CPU = torch.device("cpu")
 NOT_OPS = {  # buffers and tables, definitions, views
-    "HaarPyramid", "SpectralResponse", "allocate_slots", "haar_orders", "multistep_step_ref",
-    "spectral_filter_ref", "weighted_sums_ref",
+    "HaarPyramid", "SpectralGains", "SpectralResponse", "allocate_slots", "haar_orders",
+    "multistep_step_ref", "spectral_filter_ref", "spectral_update_ref", "weighted_sums_ref",
 }  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""The kernels of the spectral moves: compiled where there is a GPU, else under the interpreter."""
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.gpu
+
+from fastdiff.kernels.spectral_filter import serves  # noqa: E402
+from fastdiff.kernels.spectral_update import launch_combine, launch_whole  # noqa: E402
+from fastdiff.ops import (  # noqa: E402
+    SpectralGains,
+    spectral_langevin,
+    spectral_predictor,
+    spectral_update_ref,
+)
+from fastdiff.ops.spectral_filter import mirrored, whole_image_tables  # noqa: E402
+from fastdiff.ops.spectral_update import spectral_noise_ref, spectrum_combine_ref  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+TIERS = {"exact": 1e-5, "fast": 1e-3}  # of the change, relative in norm
+
+
+def gains(channels, size, *, skew=False, pixel=False):
+    random = torch.Generator().manual_seed(0)
+    values = 1 + torch.rand(channels, *size, generator=random, dtype=torch.float64) / 4
+    values = ((values + mirrored(values)) / 2).to(DEVICE)
+    odd = torch.randn(channels, *size, generator=random, dtype=torch.float64)
+    odd = ((odd - mirrored(odd)) / 4).to(DEVICE)
+    a = 1 + torch.rand(channels, *size, generator=random).to(DEVICE) / 4
+    return SpectralGains(values, a if pixel else None, odd if skew else None)
+
+
+def images(shape, dtype=torch.float32):
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(DEVICE)
+            for _ in range(2)]  # fmt: skip
+
+
+def tables(made):
+    drift, rows, columns = whole_image_tables(made.drift.full)
+    return drift, whole_image_tables(made.gain.full, less=0.0)[0], rows, columns
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 6), (6, 5), (28, 32), (32, 32), (33, 20), (64, 64)])
+def test_whole_images(size):
+    shape, seeds = (2, 3, *size), torch.tensor([3, -4], device=DEVICE)
+    stage = torch.tensor([6], dtype=torch.int32, device=DEVICE)
+    x, score = images(shape)
+    z = torch.fft.irfft2(spectral_noise_ref(seeds, torch.Size(shape), 6, torch.float64), s=size)
+    rows = [torch.tensor(row, device=DEVICE) for row in ([[0.4, 0.7]], [[-0.3, 0.4], [1.0, 0.2]])]
+    for made, row, precision in (
+        (gains(3, size), rows[0], "exact"),
+        (gains(1, size), rows[1], "fast"),
+    ):
+        y = torch.full_like(x, math.nan)
+        launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision)
+        wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z)
+        error = (y.double() - wanted).norm() / (wanted - x).norm()
+        assert float(error) <= TIERS[precision]
+        y = torch.full_like(x, math.nan)
+        launch_whole(x, y, row, score, *tables(made), None, None, 0, precision)
+        wanted = spectral_update_ref(x.double(), score.double(), made, row.double())
+        assert float((y.double() - wanted).norm() / (wanted - x).norm()) <= TIERS[precision]
+
+
+def test_norms_of_whole_images():
+    size, seeds = (32, 28), torch.tensor([3, -4], device=DEVICE)
+    made, (x, score) = gains(3, size), images((2, 3, 32, 28))
+    z = torch.fft.irfft2(spectral_noise_ref(seeds, x.shape, 2, torch.float64), s=size)
+    parts = torch.full((2, 3, 2), math.nan, device=DEVICE)
+    row = torch.tensor([[-0.3, 1.0]], device=DEVICE)
+    launch_whole(x, parts, row, score, *tables(made), seeds, None, 2, "exact", norms=True)
+    zero, unit = torch.zeros_like(score).double(), torch.ones(1, 2, dtype=torch.float64)
+    drift = row.double() * torch.tensor([[1, 0]], device=DEVICE)
+    wanted = [spectral_update_ref(x.double(), score.double(), made, drift) - x.double(),
+              spectral_update_ref(zero, zero, made, unit.to(DEVICE), z)]  # fmt: skip
+    wanted = torch.stack([image.square().sum((2, 3)) for image in wanted], -1)
+    torch.testing.assert_close(parts.double(), wanted, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 6), (5, 6), (6, 5), (3, 70), (24, 64), (6, 300)])
+def test_the_pass_over_a_half_spectrum(size):
+    made, (x, other) = gains(3, size, skew=True), images((2, 3, *size))
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    row = torch.tensor([[0.4, 1.5], [2.0, 0.0]], device=DEVICE)
+    spectrum, given = (torch.view_as_real(torch.fft.rfft2(image)) for image in (x, other))
+    for noise, drawn in ((None, seeds), (given, None), (None, None)):
+        for response, norms in ((made.drift, False), (made.gain, False), (made.drift, True)):
+            half = response.half(torch.float32)
+            half = torch.view_as_real(half) if half.is_complex() else half
+            results = []
+            for run in (launch_combine, spectrum_combine_ref):
+                value = spectrum.clone()
+                sums = torch.zeros(2, 2, dtype=torch.float64, device=DEVICE) if norms else None
+                run(value, size[1], half, made.gain.half(torch.float32), row, noise, drawn, None, 9,
+                    sums)  # fmt: skip
+                results.append(value if sums is None else sums)
+            torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("part", ["plain", "pixel", "skew"])
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (128, 96), (31, 257)])
+def test_moves_on_a_gpu(size, part):
+    made, (x, score) = (
+        gains(3, size, pixel=part == "pixel", skew=part == "skew"),
+        images((2, 3, *size)),
+    )
+    row = torch.tensor([[-0.1, 0.4, 0.02]], device=DEVICE)
+    whole = serves(*size, torch.cuda.get_device_capability()) and part == "plain"
+    assert made.describe(x).startswith("whole" if whole else "transforms")
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    spectrum = spectral_noise_ref(seeds, x.shape, 5, torch.float64)
+    drawn = torch.fft.irfft2(spectrum, s=size)
+    for move, norms in ((spectral_predictor, ""), (spectral_langevin, "sample")):
+        cases = [(score, {"noise": score})]
+        if part != "pixel":  # whose noise is the one of multistep_step
+            cases.append((drawn, {"seeds": seeds, "stage": 5}))
+        for z, given in cases:
+            wanted = spectral_update_ref(
+                x.double(), score.double(), made, row.double(), z.double(), norms
+            )
+            found = move(x, score, made, row, **given).double()
+            assert float((found - wanted).norm() / (wanted - x).norm()) <= 2 * TIERS["exact"]

@@ -1,0 +1,299 @@
+"""Sampling moves through a preconditioner: against complex transforms, and as distributions."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdiff import _ext
+from fastdiff.ops import (
+    SpectralGains,
+    SpectralResponse,
+    multistep_step,
+    spectral_langevin,
+    spectral_predictor,
+    spectral_update_ref,
+)
+from fastdiff.ops.spectral_filter import mirrored, whole_image_tables
+from fastdiff.ops.spectral_update import spectral_noise_ref, spectrum_combine_ref
+
+TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (3, 4), (4, 3), (5, 7), (8, 6), (16, 16), (33, 20)]
+
+
+def gains(channels, height, width, *, pixel=False, skew=False, dtype=torch.float64):
+    random = torch.Generator().manual_seed(height + width)
+    shape = (channels, height, width)
+    values = 1 + torch.rand(shape, generator=random, dtype=torch.float64) / 4
+    values = (values + mirrored(values)) / 2
+    odd = torch.randn(shape, generator=random, dtype=torch.float64)
+    odd = (odd - mirrored(odd)) / 4
+    a = 1 + torch.rand(shape, generator=random, dtype=torch.float64) / 4
+    return SpectralGains(
+        values.to(dtype), a.to(dtype) if pixel else None, odd.to(dtype) if skew else None
+    )
+
+
+def images(shape, dtype=torch.float64, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=random, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+def pixels(seeds, shape, stage, made):
+    """The noise z that a move with these seeds draws, in space, float64."""
+    if made.pixel is not None:
+        z = torch.zeros((1, *shape))
+        row = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 1, 0]])
+        index = torch.tensor([stage, 0, 0, 0], dtype=torch.int32)
+        multistep_step(z, None, row, index, seeds=seeds, reads=1, writes=1)
+        return z[0].double()
+    spectrum = spectral_noise_ref(seeds, torch.Size(shape), stage, torch.float64)
+    return torch.fft.irfft2(spectrum, s=shape[2:])
+
+
+def close(found, wanted, tier):
+    error = float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    assert error <= tier, error
+
+
+@pytest.mark.parametrize("part", ["plain", "pixel", "skew"])
+@pytest.mark.parametrize("size", SIZES)
+def test_moves_are_their_definitions(size, part):
+    """Both moves, with and without a part of the state, noise given, drawn and absent."""
+    shape, seeds = (2, 3, *size), torch.tensor([5, -7])
+    made = gains(3, *size, pixel=part == "pixel", skew=part == "skew")
+    for dtype, tier in TIERS.items():
+        x, score, z = images(shape, dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        drawn = pixels(seeds, shape, 3, made)
+        rows = (
+            torch.tensor([[0.3, 0.5]], dtype=wide),
+            torch.tensor([[-0.2, 0.3, 0.5], [0.1, -1.0, 0.02]], dtype=wide),
+        )
+        for row in rows:
+            wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), drawn)
+            close(spectral_predictor(x, score, made, row, seeds, 3), wanted, tier)
+            wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z.double())
+            close(spectral_predictor(x, score, made, row, noise=z), wanted, tier)
+            wanted = spectral_update_ref(x.double(), score.double(), made, row.double())
+            close(spectral_predictor(x, score, made, row), wanted, tier)
+            for norms, noise in itertools.product(("sample", "batch"), (None, z)):
+                given_z = drawn if noise is None else noise
+                wanted = spectral_update_ref(
+                    x.double(), score.double(), made, row.double(), given_z.double(), norms
+                )
+                found = spectral_langevin(
+                    x, score, made, row.abs(), seeds if noise is None else None, 3,
+                    norms=norms, noise=noise,
+                )  # fmt: skip
+                wanted = spectral_update_ref(
+                    x.double(), score.double(), made, row.abs().double(), given_z.double(), norms
+                )
+                close(found, wanted, 4 * tier)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_size_layout_and_stride(data):
+    batch, channels = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    shape, seeds = (batch, channels, height, width), torch.arange(batch) - 1
+    made = gains(data.draw(st.sampled_from([1, channels])), height, width)
+    x, score, _ = images(shape, torch.float32)
+    row = torch.tensor([[0.1, 0.7, 0.4]])
+    z = pixels(seeds, shape, 0, made)
+    wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z)
+    for lay in (
+        lambda t: t,
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        lambda t: torch.cat([t, t], 1)[:, channels:],
+        lambda t: t.mT.contiguous().mT,
+    ):
+        found = spectral_predictor(lay(x), lay(score), made, row, seeds)
+        close(found, wanted, 2e-6)
+        if lay(x).is_contiguous(memory_format=torch.channels_last):
+            assert found.stride() == lay(x).stride()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 4), (4, 5), (3, 7), (16, 12)])
+def test_the_noise_is_the_transform_of_white_noise(size):
+    """Real in space, and of covariance one: its packed basis is orthonormal."""
+    shape = torch.Size((1, 1, *size))
+    count = math.prod(size)
+    n = (size[1] + 1) // 2 * 2 * size[0]
+    rows = []
+    for place in range(n):  # the noise of one packed number each, by linearity
+        unit = torch.zeros(1, n, dtype=torch.float64)
+        unit[0, place] = 1
+        with pytest.MonkeyPatch.context() as patch:
+            import fastdiff.ops.spectral_update as module
+
+            patch.setattr(module, "philox_normal_ref", lambda *_, unit=unit: unit)
+            spectrum = spectral_noise_ref(torch.tensor([0]), shape, 0, torch.float64)
+        image = torch.fft.irfft2(spectrum, s=size)
+        full = torch.fft.fft2(image)[..., : size[1] // 2 + 1]
+        torch.testing.assert_close(full, spectrum, rtol=0, atol=1e-12)  # it is Hermitian
+        rows.append(image.flatten())
+    basis = torch.stack(rows)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(count, dtype=torch.float64),
+                               rtol=0, atol=1e-12)  # fmt: skip
+
+
+def test_noise_spectra_of_the_op():
+    """E |F M z|^2 = H W R^2, and no correlation between seeds, stages and channels."""
+    made = gains(2, 6, 8)
+    zero, count = torch.zeros(4000, 2, 6, 8, dtype=torch.float64), 4000
+    row = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    draws = [spectral_predictor(zero, zero, made, row, torch.arange(count), stage)
+             for stage in (0, 1)]  # fmt: skip
+    power = torch.fft.fft2(draws[0]).abs().square().mean(0)
+    wanted = 48 * made.gain.full.square()
+    assert float((power / wanted - 1).abs().max()) < 6 * math.sqrt(2 / count)
+    white = draws[0] / draws[0].std()
+    for other in (draws[1], draws[0].roll(1, 0), draws[0].roll(1, 1)):
+        correlation = (white * other / other.std()).mean()
+        assert abs(float(correlation)) < 5 / math.sqrt(white.numel())
+
+
+def test_a_move_depends_on_its_own_seed_alone():
+    made, (x, score, _) = gains(1, 9, 10), images((3, 2, 9, 10), torch.float32)
+    row, seeds = torch.tensor([[0.1, 0.3]]), torch.tensor([4, 2**62, -9])
+    for move in (spectral_predictor, spectral_langevin):
+        whole = move(x, score, made, row, seeds, 2)
+        for i in range(3):
+            assert torch.equal(
+                move(x[i : i + 1], score[i : i + 1], made, row, seeds[i : i + 1], 2)[0], whole[i]
+            )
+    # as published, neighbours count
+    batch = spectral_langevin(x, score * torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1), made, row,
+                              seeds, norms="batch")  # fmt: skip
+    alone = spectral_langevin(x[:1], score[:1], made, row, seeds[:1], norms="batch")
+    assert not torch.allclose(batch[0], alone[0])
+
+
+def test_a_stage_may_be_told_on_the_device():
+    x, score, _ = images((2, 1, 8, 8), torch.float32)
+    for made in (gains(1, 8, 8), gains(1, 8, 8, pixel=True)):
+        row, seeds = torch.tensor([[0.1, 0.3]]), torch.tensor([1, 2])
+        stage = torch.tensor([11], dtype=torch.int32)
+        wanted = spectral_predictor(x, score, made, row, seeds, 11)
+        assert torch.equal(spectral_predictor(x, score, made, row, seeds, stage), wanted)
+        assert not torch.equal(spectral_predictor(x, score, made, row, seeds, 12), wanted)
+
+
+def test_nothing_else_is_changed():
+    made, (x, score, z) = gains(3, 8, 8), images((2, 3, 8, 8), torch.float32)
+    kept = [t.clone() for t in (x, score, z)]
+    spectral_langevin(x, score, made, torch.tensor([[1.0, 0.1]]), noise=z)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (x, score, z), strict=True))
+    nothing = spectral_predictor(x[:0], score[:0], made, torch.tensor([[1.0, 0.1]]),
+                                 torch.zeros(0, dtype=torch.int64))  # fmt: skip
+    assert nothing.shape == (0, 3, 8, 8)
+
+
+def test_nan_stays_in_its_sample():
+    made, (x, score, _) = gains(1, 8, 8), images((3, 1, 8, 8), torch.float32)
+    score[1, 0, 2, 3] = math.nan
+    for move in (spectral_predictor, spectral_langevin):
+        found = move(x, score, made, torch.tensor([[1.0, 0.1]]), torch.arange(3))
+        assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
+def test_the_pass_in_cpp_is_the_definition():
+    for size, dtype in itertools.product(SIZES, (torch.float32, torch.float64)):
+        made = gains(3, *size, skew=True, dtype=dtype)
+        spectrum = torch.view_as_real(torch.fft.rfft2(images((2, 3, *size), dtype)[0]))
+        row = torch.tensor([[0.4, 1.5], [2.0, 0.0]], dtype=dtype)
+        for drift, norms in itertools.product((made.drift, made.gain), (False, True)):
+            half = drift.half(dtype)
+            half = torch.view_as_real(half) if half.is_complex() else half
+            results = []
+            for run in (torch.ops.fastdiff.spectrum_combine.default, spectrum_combine_ref):
+                value = spectrum.clone()
+                sums = torch.zeros(2, 2, dtype=torch.float64) if norms else None
+                run(value, size[1], half, made.gain.half(dtype), row, None,
+                    torch.tensor([3, 4]), None, 9, sums)  # fmt: skip
+                results.append(value if sums is None else sums)
+            tier = 1e-12 if dtype == torch.float64 else 1e-6
+            close(results[0], results[1], tier)
+
+
+def test_describe_names_the_backend():
+    made, x = gains(3, 8, 8), torch.zeros(2, 3, 8, 8)
+    assert made.describe(x).startswith("transforms: torch.fft around one pass by ")
+    assert "twice around the pixel gain" in gains(3, 8, 8, pixel=True).describe(x)
+
+
+X = torch.zeros(2, 3, 8, 8)
+ROW = torch.tensor([[0.1, 0.2]])
+SEEDS = torch.tensor([1, 2])
+FLAT = torch.ones(3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: spectral_predictor(X[0], X, FLAT, ROW, SEEDS), ValueError, r"x must be \[B, C"),
+        (lambda: spectral_predictor(X, X[:1], FLAT, ROW, SEEDS), ValueError, "score must have"),
+        (lambda: spectral_predictor(X, X.int(), FLAT, ROW, SEEDS), TypeError, "score must be"),
+        (lambda: spectral_predictor(X + 0j, X, FLAT, ROW), TypeError, "x must be"),
+        (lambda: spectral_predictor(X, X, FLAT[:2], ROW), ValueError, r"gains must be \[3 or 1"),
+        (lambda: spectral_predictor(X, X, FLAT[:, :4], ROW), ValueError, "gains must be"),
+        (lambda: spectral_predictor(X, X, FLAT.int(), ROW), TypeError, "gains must be"),
+        (lambda: spectral_predictor(X, X, FLAT + 0j, ROW), TypeError, "frequency must be real"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW[0]), ValueError, "coefficients must have"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW.double()), TypeError, "coefficients must be"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW, SEEDS[:1]), ValueError, "seeds must have"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW, SEEDS, noise=X), ValueError, "got both"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW, SEEDS, -1), ValueError, "stage must be"),
+        (lambda: spectral_predictor(X, X, FLAT, ROW, precision="low"), ValueError, "precision"),
+        (lambda: spectral_langevin(X, X, FLAT, ROW), ValueError, "seeds or noise must be given"),
+        (lambda: spectral_langevin(X, X, FLAT, ROW, SEEDS, norms="all"), ValueError, "norms must"),
+        (
+            lambda: spectral_predictor(X.clone().requires_grad_(), X, FLAT, ROW, SEEDS),
+            ValueError,
+            "not differentiable",
+        ),
+        (lambda: SpectralGains(FLAT, FLAT[:2]), ValueError, "agree in channels"),
+        (lambda: SpectralGains(FLAT, FLAT[:, :2]), ValueError, "pixel must be"),
+        (lambda: SpectralGains(FLAT, None, FLAT), ValueError, "skew must be odd"),
+        (lambda: SpectralGains(FLAT, FLAT, 0 * FLAT), ValueError, "skew must come without"),
+    ],
+)
+def test_bad_input(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
+def test_opcheck_and_compile():
+    made, (x, score, z) = gains(3, 6, 8, dtype=torch.float32), images((2, 3, 6, 8), torch.float32)
+    halves = made.drift.half(torch.float32), made.gain.half(torch.float32)
+    for noise, seeds, norms in ((z, None, ""), (None, SEEDS, "sample"), (None, None, "")):
+        arguments = (x, score, ROW, *halves, None, noise, seeds, None, 0, norms)
+        torch.library.opcheck(torch.ops.fastdiff.spectral_update.default, arguments)
+    spectrum = torch.view_as_real(torch.fft.rfft2(x)).clone()
+    torch.library.opcheck(
+        torch.ops.fastdiff.spectrum_combine.default,
+        (spectrum, 8, *halves, ROW, None, SEEDS, None, 0, None),
+    )
+    move = torch.compile(
+        lambda x, score: spectral_predictor(x, score, made, ROW, SEEDS), fullgraph=True,
+        backend="aot_eager",
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(move(x, score), spectral_predictor(x, score, made, ROW, SEEDS))
+
+
+def test_a_response_is_made_ready_once():
+    import fastdiff.ops.spectral_update as module
+
+    response = SpectralResponse(FLAT)
+    spectral_predictor(X, X, response, ROW)
+    made = module._prepared[response]
+    spectral_predictor(X, X, response, ROW)
+    assert module._prepared[response] is made
+    assert whole_image_tables(made.gain.full, less=1.0)[0].abs().max() == 0
