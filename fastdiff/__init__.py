@@ -17,6 +17,12 @@ from fastdiff.acceleration import accelerate, restore  # noqa: E402
 from fastdiff.capturable import check_capturable  # noqa: E402
 from fastdiff.denoisers import NetworkDenoiser, wrap  # noqa: E402
 from fastdiff.ops import seeded_noise  # noqa: E402
+from fastdiff.preconditioned import (  # noqa: E402
+    MaskStatistics,
+    Preconditioner,
+    estimate_masks,
+    power_law_masks,
+)
 from fastdiff.prediction import PREDICTIONS, Prediction  # noqa: E402
 from fastdiff.sampler import Progress, Sampler  # noqa: E402
 from fastdiff.schedule import NoiseSchedule  # noqa: E402
@@ -27,8 +33,10 @@ from fastdiff.trace import Form, Trace  # noqa: E402
 __all__ = [
     "PREDICTIONS",
     "Form",
+    "MaskStatistics",
     "NetworkDenoiser",
     "NoiseSchedule",
+    "Preconditioner",
     "Prediction",
     "Progress",
     "Sampler",
@@ -39,7 +47,9 @@ __all__ = [
     "accelerate",
     "build_tableau",
     "check_capturable",
+    "estimate_masks",
     "ops",
+    "power_law_masks",
     "register_solver",
     "restore",
     "seeded_noise",

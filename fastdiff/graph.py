@@ -1,7 +1,8 @@
 """A function of tensors as one replay: recorded once over fixed buffers, fed by copies.
 
-A loop is recorded whole, or as its start and one stage, which is replayed with the numbers of each
-stage in turn: that serves any number of stages, and leaves room between them for a callback.
+A loop is recorded whole, or as its start and one stage (one of each kind, where kinds take turns),
+which is replayed with the numbers of each stage in turn: that serves any number of stages, and
+leaves room between them for a callback.
 
 On CUDA the recording is a CUDA graph. On the CPU it is the list of PyTorch operations with the very
 tensors they ran on, issued again in order: slower than the function, and a proof that nothing of it
@@ -120,11 +121,11 @@ class Loop:
 
     Args:
         body: called with the static leaves; must read nothing else that changes.
-        stage: what is replayed after that for each of the `Stages` of a run; None: nothing.
+        stages: what is replayed after that for the `Stages` of a run, in turn, each with the tables
+            that it reads: copied into before each replay of it.
         leaves: what one call was given; tensors get buffers of the same layout, the rest is fixed.
         tables: tensors that body reads besides: copied into at each run.
-        numbers: with a stage, the tables that it reads: copied into before each replay of it.
-        held: whatever else owns tensors that body and stage read (weights), kept alive: a graph
+        held: whatever else owns tensors that body and stages read (weights), kept alive: a graph
             knows addresses only. Not the body itself: it may own the network, which owns the cache.
         place: of `LoopCache.place`.
     """
@@ -138,32 +139,31 @@ class Loop:
         device: torch.device,
         place: Any = None,
         *,
-        stage: Callable[[], Tensor] | None = None,
-        numbers: Sequence[Tensor] = (),
+        stages: Sequence[tuple[Callable[[], Tensor], Sequence[Tensor]]] = (),
     ) -> None:
-        self.device, self._tables, self._numbers = device, list(tables), list(numbers)
+        self.device, self._tables = device, list(tables)
+        self._numbers = [list(numbers) for _, numbers in stages]
         self.held = list(held)
         cast_cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # it would keep copies of the weights as they are
         try:
-            self._record(body, stage, leaves, place)
+            self._record(body, [stage for stage, _ in stages], leaves, place)
         finally:
             torch.set_autocast_cache_enabled(cast_cache)
 
     def _record(
         self,
         body: Callable[[list[Any]], Tensor],
-        stage: Callable[[], Tensor] | None,
+        stages: Sequence[Callable[[], Tensor]],
         leaves: Sequence[Any],
         place: Any,
     ) -> None:
         with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
             self._leaves = [_buffer(leaf) for leaf in leaves]
             self.recordings = []
-            for call in (lambda: body(self._leaves), stage):
-                if call is not None:
-                    call()  # lazy initialisation and caches, before anything is recorded
-                    self.recordings.append(self._recording(call, place))
+            for call in (lambda: body(self._leaves), *stages):
+                call()  # lazy initialisation and caches, before anything is recorded
+                self.recordings.append(self._recording(call, place))
 
     def _recording(self, call: Callable[[], Tensor], place: Any) -> CpuRecording | CudaRecording:
         if self.device.type == "cuda":
@@ -186,8 +186,9 @@ class Loop:
 
     def _run_stages(self, stages: Stages, buffers: Tensor) -> Tensor:
         for number, numbers in enumerate(stages.numbers):
-            torch._foreach_copy_(self._numbers, list(numbers))
-            self.recordings[1].replay()
+            turn = number % len(self._numbers)
+            torch._foreach_copy_(self._numbers[turn], list(numbers))
+            self.recordings[1 + turn].replay()
             if stages.after is not None:
                 try:
                     stages.after(number, buffers)

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.images import image_files, read_images, write_whole
-from fastdiff.ops.common import FLOATS
-from fastdiff.ops.spectral_filter import SpectralResponse, mirrored, spectral_filter
+from fastdiff.ops import SpectralGains, spectral_filter
+from fastdiff.ops.common import FLOATS, wide_dtype
+from fastdiff.ops.spectral_filter import mirrored
 
 READ = 64  # images read at a time
 FORMAT = "fastdiff masks 1"
@@ -171,18 +172,26 @@ def power_law_masks(
 
 
 class Preconditioner:
-    """The operators M and D = M M^T of an update, from gains for frequencies and pixels.
+    """The operators M and D = M M^T (+ S) of an update, from gains for frequencies and pixels.
 
     Args:
         frequency: R [C or 1, H, W], real, positive, unshifted and point-symmetric (made so, with a
             warning, where it is not); None: all ones.
         pixel: A [C or 1, H, W], positive; None: all ones.
+        skew: q [C or 1, H, W], real and odd, q(-k) = -q(k): adds S = F^-1 i q F to D, which leaves
+            the stationary law of Langevin dynamics as it is. Not with a pixel gain.
 
-    Both None is the identity: nothing is computed. Raises TypeError or ValueError naming the gain.
+    All None is the identity: nothing is computed. Raises TypeError or ValueError naming the gain.
     """
 
-    def __init__(self, frequency: Tensor | None = None, pixel: Tensor | None = None) -> None:
-        for name, gain in (("frequency", frequency), ("pixel", pixel)):
+    def __init__(
+        self,
+        frequency: Tensor | None = None,
+        pixel: Tensor | None = None,
+        skew: Tensor | None = None,
+    ) -> None:
+        given = {"frequency": frequency, "pixel": pixel, "skew": skew}
+        for name, gain in given.items():
             if gain is None:
                 continue
             if not isinstance(gain, Tensor) or gain.dtype not in FLOATS[:2]:
@@ -190,20 +199,17 @@ class Preconditioner:
                 raise TypeError(f"{name} must be a float32 or float64 tensor; got {kind}")
             if gain.ndim != 3:
                 raise ValueError(f"{name} must be [C or 1, H, W]; got shape {tuple(gain.shape)}")
-            if not bool((gain.isfinite() & (gain > 0)).all()):
+            if name != "skew" and not bool((gain.isfinite() & (gain > 0)).all()):
                 raise ValueError(f"{name} must hold positive finite gains; got entries from "
                                  f"{float(gain.min())} to {float(gain.max())}")  # fmt: skip
-        if frequency is not None and pixel is not None and frequency.shape[1:] != pixel.shape[1:]:
-            raise ValueError(
-                f"pixel must have the size of frequency, {tuple(frequency.shape[1:])}; "
-                f"got {tuple(pixel.shape[1:])}"
-            )
-        self.frequency = None if frequency is None else SpectralResponse(frequency)
-        self.pixel = pixel
-        # Without a pixel gain D is one filter, of the squared response.
-        self._squared = None
-        if self.frequency is not None and pixel is None:
-            self._squared = SpectralResponse(self.frequency.full.square())
+        self.gains: SpectralGains | None = None
+        there = next((gain for gain in given.values() if gain is not None), None)
+        if there is not None:
+            ones = torch.ones_like(there[:1])
+            self.gains = SpectralGains(ones if frequency is None else frequency, pixel, skew)
+        if frequency is not None and self.gains is not None:
+            frequency = self.gains.gain.full
+        self.frequency, self.pixel, self.skew = frequency, pixel, skew
 
     @classmethod
     def from_statistics(
@@ -238,41 +244,61 @@ class Preconditioner:
             assert statistics.mean_square is not None
             pixels = statistics.mean_square / _largest(statistics.mean_square, "mean_square")
             gains.append(_gain(pixels, alpha))
-        return cls(*(g.to(device=device, dtype=torch.float32) for g in gains))
+        return cls(*(g.to(device) for g in gains))
 
     @property
     def is_identity(self) -> bool:
-        return self.frequency is None and self.pixel is None
+        return self.gains is None
+
+    def to(self, device: torch.device | str) -> Preconditioner:
+        """The same operators on a device."""
+        device = torch.device(device)
+        if self.gains is None or self.gains.device == device:
+            return self
+        parts = (self.frequency, self.pixel, self.skew)
+        return Preconditioner(*(gain if gain is None else gain.to(device) for gain in parts))
 
     def noise(self, z: Tensor) -> Tensor:
         """M z: what colours white noise. z: [B, C, H, W], any float dtype."""
-        if self.pixel is not None:
-            z = self.pixel.to(z.dtype) * z
-        return z if self.frequency is None else spectral_filter(z, self.frequency)
+        if self.gains is None:
+            return z
+        return self._frequency(self._pixel(z)).to(z.dtype)
 
     def adjoint(self, x: Tensor) -> Tensor:
-        """M^T x."""
-        if self.frequency is not None:
-            x = spectral_filter(x, self.frequency)
-        return x if self.pixel is None else self.pixel.to(x.dtype) * x
+        """M^T x. x: [B, C, H, W], any float dtype."""
+        if self.gains is None:
+            return x
+        return self._pixel(self._frequency(x.to(wide_dtype(x)))).to(x.dtype)
 
     def drift(self, score: Tensor) -> Tensor:
-        """D s = M M^T s: what a score passes through. score: [B, C, H, W], any float dtype."""
-        if self._squared is not None:
-            return spectral_filter(score, self._squared)
-        if self.pixel is None:
+        """D s + S s: what a score passes through. score: [B, C, H, W], any float dtype."""
+        if self.gains is None:
             return score
-        weighted = self.pixel.to(score.dtype).square()
-        if self.frequency is None:
-            return weighted * score
-        return spectral_filter(weighted * spectral_filter(score, self.frequency), self.frequency)
+        if self.gains.pixel is None:
+            return spectral_filter(score, self.gains.drift)
+        between = self._pixel(self._pixel(self._frequency(score.to(wide_dtype(score)))))
+        return self._frequency(between).to(score.dtype)
+
+    def _frequency(self, x: Tensor) -> Tensor:
+        assert self.gains is not None
+        return x if self.frequency is None else spectral_filter(x, self.gains.gain)
+
+    def _pixel(self, x: Tensor) -> Tensor:
+        """A x, in the arithmetic's dtype."""
+        gain = self.pixel
+        if gain is None:
+            return x
+        if x.shape[2:] != gain.shape[1:] or len(gain) not in (1, x.shape[1]):
+            raise ValueError(f"images must be [B, {len(gain)}, {gain.shape[1]}, {gain.shape[2]}], "
+                             f"as the pixel gain is; got {tuple(x.shape)}")  # fmt: skip
+        return gain.to(wide_dtype(x)) * x
 
     def __repr__(self) -> str:
         if self.is_identity:
             return "Preconditioner(identity)"
         parts = []
-        full = None if self.frequency is None else self.frequency.full
-        for name, gain in (("frequency", full), ("pixel", self.pixel)):
+        for name in ("frequency", "pixel", "skew"):
+            gain = getattr(self, name)
             if gain is not None:
                 shape = "x".join(map(str, gain.shape))
                 parts.append(f"{name} {shape} {float(gain.min()):.3f} .. {float(gain.max()):.3f}")

@@ -12,8 +12,18 @@ from torch.utils._pytree import tree_leaves
 
 from fastdiff.graph import NotCapturable
 from fastdiff.nonlinear import keep_known, rescaled_guidance, thresholded
-from fastdiff.ops import allocate_slots, multistep_step_unchecked
-from fastdiff.tableau import Tableau
+from fastdiff.ops import (
+    SpectralGains,
+    allocate_slots,
+    multistep_step_unchecked,
+    spectral_filter,
+    spectral_update_unchecked,
+)
+from fastdiff.ops.multistep_step import stage_noise as drawn_noise
+from fastdiff.ops.spectral_update import step_row
+from fastdiff.tableau import Stage, Tableau
+
+LONGEST_PERIOD = 8  # recorded stages of a loop whose stages are of several kinds
 
 
 class Given(NamedTuple):
@@ -31,15 +41,31 @@ class Given(NamedTuple):
 
 
 class Table:
-    """A tableau on a device: its numbers uploaded once, and what the loop asks of each stage."""
+    """A tableau on a device: its numbers uploaded once, and what the loop asks of each stage.
 
-    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
-        self.tableau, self.dtype = tableau, dtype
+    gains: what its moves pass through; the launches then store what comes of them.
+    Raises ValueError for gains where a stage is no move.
+    """
+
+    def __init__(
+        self,
+        tableau: Tableau,
+        dtype: torch.dtype,
+        device: torch.device,
+        gains: SpectralGains | None = None,
+    ) -> None:
+        self.tableau, self.dtype, self.gains = tableau, dtype, gains
         stages, numbers = tableau.stages, range(len(tableau.stages))
         self.buffers: list[Tensor] = []  # all of its numbers; another table's may be copied in
-        self.rows = self._upload([tableau.row(i) for i in numbers], dtype, device)
-        self.indices = self._upload([tableau.index(i) for i in numbers], torch.int32, device)
-        self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
+        launched = tableau if gains is None else tableau.carried()
+        self.rows = self._upload([launched.row(i) for i in numbers], dtype, device)
+        self.indices = self._upload([launched.index(i) for i in numbers], torch.int32, device)
+        self.variants = [(launched.read_width(i), len(stages[i].writes)) for i in numbers]
+        self.moves: list[Tensor] | None = None  # b, a, c of each, without b where all are zero
+        if gains is not None or any(stage.langevin is not None for stage in stages):
+            moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 3)) for i in numbers]
+            skipped = not any(move[:, 0].any() for move in moves[1:])
+            self.moves = self._upload([move[:, skipped:] for move in moves], dtype, device)
         self.identity = [stage.is_identity for stage in stages]
         self.stochastic = [stage.is_stochastic for stage in stages]
         self.scales_input = any(np.any(np.asarray(s.input_scale) != 1) for s in stages)
@@ -62,7 +88,7 @@ class Table:
         self.structure: tuple[Any, ...] = (
             tuple(self.variants), tuple(self.identity), tuple(self.stochastic), self.scales_input,
             tuple((stage.sees, stage.writes[0].slot, stage.time is None, stage.guidance,
-                   stage.fill) for stage in stages),
+                   stage.fill, _norms(stage)) for stage in stages), gains,
             tableau.slots, tableau.result, tableau.samples, tableau.from_image, tableau.clip,
             tuple(buffer.shape for buffer in self.buffers),
         )  # fmt: skip
@@ -78,16 +104,23 @@ class Table:
 
 
 class StageTable(Table):
-    """The table of a tableau in which every stage can stand in the place of every other.
+    """The table of a tableau in which a stage can stand in the place of others.
 
     All launches are padded to the widest one, so that which stage it is are numbers alone; a
-    recording of stage 1 then runs whatever stage is copied over it.
+    recording of stage 1 then runs whatever stage is copied over it. Where kinds of stages take
+    turns, as predictors and correctors do, stage 1 + j serves the stages j + `period`, ....
 
     Raises:
         NotCapturable: a stage differs from the others in more than numbers; says in what.
     """
 
-    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        tableau: Tableau,
+        dtype: torch.dtype,
+        device: torch.device,
+        gains: SpectralGains | None = None,
+    ) -> None:
         stages = tableau.stages[1:]
         if any(stage.fill is not None for stage in tableau.stages):
             raise NotCapturable("a row is filled on the device")
@@ -95,19 +128,22 @@ class StageTable(Table):
             raise NotCapturable("a stage has no evaluation")
         if len({stage.guidance for stage in stages}) > 1:
             raise NotCapturable("guidance differs from stage to stage")
-        super().__init__(tableau.padded(), dtype, device)
+        self.period = _period([_norms(stage) for stage in stages])
+        super().__init__(tableau.padded(), dtype, device, gains)
         count = len(tableau.stages)
         self.identity, self.scales_input = [False] * count, True  # each writes the network's input
         self.stochastic = [tableau.stochastic] * count
-        parts = [[self.rows[i], self.indices[i], self.times[i], *(self.merge or [[]] * count)[i]]
-                 for i in range(count)]  # fmt: skip
+        moves = [[move] for move in self.moves] if self.moves else [[]] * count
+        parts = [[self.rows[i], self.indices[i], self.times[i], *moves[i],
+                  *(self.merge or [[]] * count)[i]] for i in range(count)]  # fmt: skip
         shapes = {tuple(part.shape for part in stage) for stage in parts}
         if len(shapes) > 1:
             raise NotCapturable("numbers of a stage are per sample, and those of others are not")
         self._pack(parts)
         self.structure = (
             self.variants[1], tableau.stochastic, stages[0].guidance, self.tableau.slots,
-            tableau.samples, tableau.from_image, self.merge is None, *shapes,
+            tableau.samples, tableau.from_image, self.merge is None, gains,
+            tuple(_norms(stage) for stage in stages[: self.period]), *shapes,
         )  # fmt: skip
 
     def _pack(self, parts: list[list[Tensor]]) -> None:
@@ -125,8 +161,25 @@ class StageTable(Table):
         self.rows, self.indices = [views[0] for views in moved], [views[1] for views in moved]
         start, length = sum(sizes[:2]), parts[0][2].nbytes
         self.times = packed[:, start : start + length].view(self.times.dtype)
+        if self.moves is not None:
+            self.moves = [views[3] for views in moved]
         if self.merge is not None:
-            self.merge = [views[3:] for views in moved]
+            self.merge = [views[-2:] for views in moved]
+
+
+def _norms(stage: Stage) -> str:
+    """How a stage finds its step; "": it is given."""
+    if stage.langevin is None:
+        return ""
+    return "batch" if stage.langevin.per_batch else "sample"
+
+
+def _period(kinds: list[str]) -> int:
+    """The least number after which the kinds repeat."""
+    for period in range(1, LONGEST_PERIOD + 1):
+        if all(kind == kinds[i - period] for i, kind in enumerate(kinds) if i >= period):
+            return period
+    raise NotCapturable(f"the kinds of its stages do not repeat within {LONGEST_PERIOD}")
 
 
 class Run:
@@ -158,7 +211,7 @@ class Run:
         noise = _dense(noise).to(table.dtype)
         self.slots = allocate_slots(self.tableau.slots, noise)
         self.views = list(self.slots.unbind(0))
-        self.views[0].copy_(noise)
+        self.views[0].copy_(noise if table.gains is None else _coloured(noise, table.gains))
         self._place_image(image, mask)
         self.noise = noise
         self.seeds, self.stage_noise = self._noise_source(seeds, stage_noise)
@@ -217,6 +270,17 @@ class Run:
         if table.stochastic[number]:
             seeds = self.seeds
             noise = self._given_noise() if self.stage_noise is not None else None
+        norms = _norms(self.tableau.stages[number])
+        if number and (table.gains is not None or norms):
+            if output is not None and guidance is not None:
+                output, guidance = rescaled_guidance(output, guidance, 0.0), None
+                self.count("guidance combined by PyTorch before a move")
+            if table.gains is not None:
+                output = self._moved(number, output, table.gains, seeds, noise, norms)
+                noise = seeds = None
+            else:
+                row, noise = self._stepped(number, output, seeds, noise, norms)
+                seeds = None
         multistep_step_unchecked(
             self.slots,
             output,
@@ -230,6 +294,50 @@ class Run:
         )
         if self.mask is not None:
             self._keep_known(number, self.mask)
+
+    def _moved(
+        self,
+        number: int,
+        output: Tensor | None,
+        gains: SpectralGains,
+        seeds: Tensor | None,
+        noise: Tensor | None,
+        norms: str,
+    ) -> Tensor:
+        """The state after a stage's move through the gains."""
+        assert self.table.moves is not None
+        x, move = self.views[self.tableau.stages[number].sees], self.table.moves[number]
+        if output is None:  # an analytical step: there is a part of the state alone
+            output, move = x, move[:, [0, 2]]
+        return spectral_update_unchecked(
+            x, output, gains, move, seeds, self.table.indices[number][:1], 0, noise, "exact", norms
+        )
+
+    def _stepped(
+        self,
+        number: int,
+        output: Tensor | None,
+        seeds: Tensor | None,
+        noise: Tensor | None,
+        norms: str,
+    ) -> tuple[Tensor, Tensor]:
+        """The row of a Langevin step, its length found, and its noise."""
+        assert self.table.moves is not None
+        x, move = self.views[self.tableau.stages[number].sees], self.table.moves[number]
+        if noise is None:
+            assert seeds is not None
+            noise = drawn_noise(x, seeds, self.table.indices[number][:1])
+        *b, a, factor = move.unbind(1)
+        apart = (-1, *(1 for _ in x.shape[1:]))
+        direction = torch.zeros_like(x) if output is None else a.view(apart) * output.to(x.dtype)
+        for each in b:
+            direction = direction + each.view(apart) * x
+        squares = [t.flatten(1).square().sum(1) for t in (direction, noise)]
+        h, root = step_row(torch.stack(squares, 1), factor, norms).unbind(1)
+        row = self.table.rows[number].expand(self.batch, -1).clone()
+        row[:, 6], row[:, 7], row[:, 8] = h * a, root, 1 + h * sum(b)  # of F, z and x
+        self.count("length of a Langevin step found by PyTorch")
+        return row, noise
 
     def _adjusted(
         self, number: int, output: Tensor, guidance: Tensor | None
@@ -360,6 +468,18 @@ class Run:
             name: _doubled(name, value, uncond.get(name, value), self.batch)
             for name, value in {**uncond, **conditioning}.items()
         }
+
+
+def _coloured(noise: Tensor, gains: SpectralGains) -> Tensor:
+    """M z: the noise that a preconditioned run begins with."""
+    fits = noise.ndim == 4 and gains.channels in (1, noise.shape[1])
+    if not fits or noise.shape[2:] != gains.size:
+        raise ValueError(
+            f"noise must be [B, {gains.channels}, {gains.size[0]}, {gains.size[1]}], which the "
+            f"preconditioner is for; got {tuple(noise.shape)}"
+        )
+    z = noise if gains.pixel is None else gains.pixel.to(noise.dtype) * noise
+    return spectral_filter(z, gains.gain)
 
 
 def _doubled(name: str, value: Any, other: Any, batch: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,8 @@ from fastdiff.graph import (
     leaf_key,
     network_state,
 )
-from fastdiff.ops import seeded_noise
+from fastdiff.ops import SpectralGains, seeded_noise
+from fastdiff.preconditioned import Preconditioner
 from fastdiff.prediction import Prediction
 from fastdiff.run import Given, Run, StageTable, Table
 from fastdiff.schedule import NoiseSchedule
@@ -88,6 +90,8 @@ class Sampler:
             environment the loop is stepwise. Weights may be changed in place; new ones are noticed.
         capture_key: called before each replay; a recorded loop is used where this returns what it
             did then, such as the name of the active adapter.
+        preconditioner: what the moves of "predictor_corrector", "reverse_diffusion", or any solver
+            that keeps one state, and the initial noise pass through (`fastdiff.Preconditioner`).
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
 
     Noise is of unit variance; the tableau scales it. Sampling ends at the clean image where the
@@ -108,6 +112,7 @@ class Sampler:
         dynamic_threshold: float | None = None,
         capture: str = "auto",
         capture_key: Callable[[], Hashable] | None = None,
+        preconditioner: Preconditioner | None = None,
         **options: Any,
     ) -> None:
         if not callable(denoiser):
@@ -146,6 +151,15 @@ class Sampler:
         self.dynamic_threshold = dynamic_threshold
         captures(capture, torch.device("cpu"))  # names a mode that is none
         self.capture, self.capture_key = capture, capture_key
+        if preconditioner is None:
+            preconditioner = Preconditioner()
+        if not isinstance(preconditioner, Preconditioner):
+            raise TypeError("preconditioner must be a fastdiff.Preconditioner; got "
+                            f"{type(preconditioner).__name__}")  # fmt: skip
+        if not preconditioner.is_identity:
+            tableau.carried()  # names a solver that it cannot act on
+        self.preconditioner = preconditioner
+        self._preconditioners: dict[torch.device, Preconditioner] = {}
         self._tables: dict[torch.device, Table] = {}
         self._stage_tables: dict[torch.device, StageTable] = {}
         self._routed: dict[str, int] = {}
@@ -264,6 +278,7 @@ class Sampler:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(device),
             "backend": "Triton" if device.type == "cuda" else host,
+            "preconditioner": repr(self.preconditioner),
             "loop": "captured" if self._captures(device) else "eager",
             "routed": dict(self._routed),
         }
@@ -272,6 +287,9 @@ class Sampler:
             with cache.lock:
                 description["captured"] = sum(isinstance(v, Loop) for v in cache.loops.values())
                 description["captured_bytes"] = cache.bytes
+        gains = self._gains(device)
+        if gains is not None:
+            description["moves"] = gains.describe(torch.empty(0, dtype=self.dtype, device=device))
         if shape is not None:
             description["bytes"] = tableau.passes * int(np.prod(shape)) * self.dtype.itemsize
         return description
@@ -415,16 +433,16 @@ class Sampler:
     ) -> Loop:
         """The loop, recorded over buffers and a table of its own."""
         with torch.inference_mode(False):
-            table = Table(self.tableau, self.dtype, device)
+            table = Table(self.tableau, self.dtype, device, self._gains(device))
         body = lambda static: self._stepwise(tree_unflatten(static, spec), table)
         return Loop(body, leaves, table.buffers, memory, device, place)
 
     def _recorded_stage(
         self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
     ) -> Loop:
-        """The loop's start and its first stage, recorded over buffers and a table of their own."""
+        """The loop's start and its first stages, recorded over buffers and a table of their own."""
         with torch.inference_mode(False):
-            table = StageTable(self.tableau, self.dtype, device)
+            table = StageTable(self.tableau, self.dtype, device, self._gains(device))
         run: Run
 
         def start(static: list[Any]) -> Tensor:
@@ -433,14 +451,14 @@ class Sampler:
             run.launch(0, None)
             return run.slots
 
-        def stage() -> Tensor:
+        def stage(number: int) -> Tensor:
             run.read_times()
-            run.launch(1, run.evaluate(1))
+            run.launch(number, run.evaluate(number))
             return run.slots
 
-        loop = Loop(start, leaves, table.numbers[:1], memory, device, place,
-                    stage=stage, numbers=table.numbers[1:2])  # fmt: skip
-        loop.held += run.tensors()
+        turns = [(partial(stage, i), table.numbers[i : i + 1]) for i in range(1, table.period + 1)]
+        loop = Loop(start, leaves, table.numbers[:1], memory, device, place, stages=turns)
+        loop.held += [*run.tensors(), table]
         return loop
 
     def _bar(self) -> Any:
@@ -501,13 +519,21 @@ class Sampler:
 
     def _table(self, device: torch.device) -> Table:
         if device not in self._tables:
-            self._tables[device] = Table(self.tableau, self.dtype, device)
+            gains = self._gains(device)
+            self._tables[device] = Table(self.tableau, self.dtype, device, gains)
         return self._tables[device]
 
     def _stage_table(self, device: torch.device) -> StageTable:
         if device not in self._stage_tables:
-            self._stage_tables[device] = StageTable(self.tableau, self.dtype, device)
+            gains = self._gains(device)
+            self._stage_tables[device] = StageTable(self.tableau, self.dtype, device, gains)
         return self._stage_tables[device]
+
+    def _gains(self, device: torch.device) -> SpectralGains | None:
+        """The preconditioner's, on a device; one object for each."""
+        if device not in self._preconditioners:
+            self._preconditioners[device] = self.preconditioner.to(device)
+        return self._preconditioners[device].gains
 
     def _count(self, reason: str) -> None:
         self._routed[reason] = self._routed.get(reason, 0) + 1

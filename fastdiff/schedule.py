@@ -204,6 +204,23 @@ class NoiseSchedule:
         return _VarianceExploding("edm", sigma_max, sigma_min, 0.0, "karras")
 
     @classmethod
+    def vp(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
+        """Variance preserving in t from 1 to 0, beta linear (Song et al. 2021, appendix B).
+
+        alpha^2 = exp(-integral of beta), sigma^2 = 1 - alpha^2; the network is told 999 t.
+        """
+        _check_beta_range(beta_min, beta_max)
+        return _LinearBetaSDE("vp", 1.0, 1e-3, 0.0, "linspace", 999.0, beta_min, beta_max)
+
+    @classmethod
+    def sub_vp(cls, beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
+        """As `vp` with less noise, sigma = 1 - alpha^2 (Song et al. 2021, appendix B)."""
+        _check_beta_range(beta_min, beta_max)
+        return _LinearBetaSDE(
+            "sub_vp", 1.0, 1e-3, 0.0, "linspace", 999.0, beta_min, beta_max, less_noise=True
+        )
+
+    @classmethod
     def flow(cls, shift: float = 1.0) -> NoiseSchedule:
         """Rectified flow: alpha = 1 - t, sigma = t; time steps shifted to s t / (1 + (s - 1) t)."""
         if not (math.isfinite(shift) and shift > 0):
@@ -495,6 +512,39 @@ class _VarianceExploding(NoiseSchedule):
 
 
 @dataclass(frozen=True)
+class _LinearBetaSDE(NoiseSchedule):
+    """log alpha = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2."""
+
+    beta_min: float = 0.0
+    beta_max: float = 0.0
+    less_noise: bool = False
+
+    def log_alpha(self, t: Array) -> Array:
+        t = wide(t)
+        return plain(-0.25 * (self.beta_max - self.beta_min) * t * t - 0.5 * self.beta_min * t)
+
+    def log_sigma(self, t: Array) -> Array:
+        power = 2.0 * self.log_alpha(t)  # of alpha, its logarithm
+        xp = namespace(power)
+        with np.errstate(divide="ignore"):
+            log = xp.log(-xp.expm1(power))
+        return plain(log if self.less_noise else 0.5 * log)
+
+    def time(self, logsnr: Array) -> Array:
+        half = 0.5 * np.asarray(logsnr, dtype=np.float64)
+        if self.less_noise:  # alpha / (1 - alpha^2) = e^half
+            log_alpha = -np.arcsinh(np.exp(-half) / 2)
+        else:
+            log_alpha = -0.5 * np.logaddexp(0.0, -2 * half)
+        slope = self.beta_max - self.beta_min
+        root = np.sqrt(self.beta_min**2 - 4 * slope * log_alpha)
+        return plain(-4 * log_alpha / (self.beta_min + root))
+
+    def prior_scale(self, t: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
 class _Flow(NoiseSchedule):
     """alpha = 1 - t, sigma = t. Steps are spaced in unshifted time, then shifted."""
 
@@ -549,6 +599,12 @@ def _check_betas(beta_start: float, beta_end: float, num_train_timesteps: int) -
             f"beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1; "
             f"got {beta_start} and {beta_end}"
         )
+
+
+def _check_beta_range(beta_min: float, beta_max: float) -> None:
+    if not 0 < beta_min <= beta_max < math.inf:
+        raise ValueError(f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max; got "
+                         f"{beta_min} and {beta_max}")  # fmt: skip
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:

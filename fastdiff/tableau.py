@@ -7,8 +7,10 @@ scales the noise). With F the network's raw output, x the state it saw and z fre
     slot[k]   <- sum_j s_j slot[j] + a x0 + f F + c z            up to three such writes
     next input = c_in * (first write), in the network's dtype
 
-A coefficient that is zero means that the operand is not read. Tables are made by tracing a solver
-(trace.py), and can be printed and stored as JSON.
+A coefficient that is zero means that the operand is not read. What a row changes can also be read
+as a move, x <- x + (b x + a F) + c z: Langevin steps find its length on the device, and a
+preconditioner acts on its parts. Tables are made by tracing a solver (trace.py), and can be printed
+and stored as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +50,16 @@ class Write:
     noise: Coefficient = 0.0
 
 
+class Langevin(NamedTuple):
+    """A move whose length is found on the device: x + h (b x + a F) + sqrt(2 h) z.
+
+    h = factor (|z| / |b x + a F|)^2, with norms of each sample, or with their means over the batch.
+    """
+
+    factor: Coefficient
+    per_batch: bool = False
+
+
 @dataclass(frozen=True)
 class Stage:
     """One network evaluation (none where `time` is None) and the launch that follows it.
@@ -62,6 +74,7 @@ class Stage:
         writes: one to three rows; the first is what the next evaluation sees.
         fill: a device function (row [1 or B, K], raw output F) -> row, called before the launch,
             for coefficients that depend on data. None: the host's row is used as it is.
+        langevin: how the length of a one-slot stage's move is found; None: it is the row's.
     """
 
     time: Coefficient | None
@@ -73,6 +86,13 @@ class Stage:
     to_sample: tuple[Coefficient, Coefficient] = (0.0, 0.0)
     level: tuple[Coefficient, Coefficient] = (1.0, 0.0)
     fill: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
+    langevin: Langevin | None = None
+
+    @property
+    def is_move(self) -> bool:
+        """Whether it is x <- x + (b x + a F) + c z, for the state x that the network saw."""
+        first = self.writes[0]
+        return len(self.writes) == 1 and set(first.slots) <= {self.sees} and is_zero(first.sample)
 
     @property
     def is_identity(self) -> bool:
@@ -144,6 +164,10 @@ class Tableau:
             raise ValueError(f"{name} must use slots below {self.slots}; got {sorted(used)}")
         if not set().union(*(w.slots for w in stage.writes)) <= set(stage.reads):
             raise ValueError(f"{name} has a row on a slot that is not among its reads")
+        if stage.langevin is not None and not stage.is_move:
+            raise ValueError(
+                f"{name} must keep the state alone and not clip x0, for a Langevin step"
+            )
         if not is_zero(stage.to_sample[1]) and stage.reads[:1] != (stage.sees,):
             raise ValueError(f"{name} must read the slot its network saw first, to form x0")
         for coefficient in _coefficients(stage):
@@ -222,6 +246,22 @@ class Tableau:
         slots = self.slots + max(writes) - min(writes)
         return replace(self, stages=tuple(stages), slots=slots)
 
+    def carried(self) -> Tableau:
+        """This run with launches that store what they are given: slot <- F, after the start.
+
+        For moves that are made elsewhere. Raises ValueError where a stage is no move.
+        """
+        stages = [self.stages[0]]
+        for stage in self.stages[1:]:
+            if not stage.is_move:
+                raise ValueError(
+                    "solver must keep the state alone and not clip x0 where a preconditioner acts; "
+                    f"got {self.solver}"
+                )
+            write = Write(stage.writes[0].slot, {}, output=1.0)
+            stages.append(replace(stage, reads=(), writes=(write,)))
+        return replace(self, stages=tuple(stages))
+
     # -- what the kernel is given -----------------------------------------------------------------
 
     def row(self, number: int) -> np.ndarray:
@@ -238,6 +278,19 @@ class Tableau:
             columns += [w.sample, w.output, w.noise]
             columns += [w.slots.get(slot, 0.0) for slot in stage.reads]
             columns += [0.0] * (width - len(stage.reads))
+        return np.stack(
+            [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
+        )
+
+    def move(self, number: int) -> np.ndarray:
+        """A stage's change as x + (b x + a F) + c z: b, a and c, float64 [1 or B, 3].
+
+        With a Langevin step its factor in place of c.
+        """
+        stage = self.stages[number]
+        first = stage.writes[0]
+        last = first.noise if stage.langevin is None else stage.langevin.factor
+        columns = (np.asarray(first.slots.get(stage.sees, 0.0)) - 1.0, first.output, last)
         return np.stack(
             [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
         )
@@ -265,6 +318,9 @@ class Tableau:
         ]
         for i, stage in enumerate(self.stages):
             rows = "; ".join(_describe(w, stage) for w in stage.writes)
+            if stage.langevin is not None:
+                over = "batch" if stage.langevin.per_batch else "sample"
+                rows += f", h = {_number(stage.langevin.factor)} (|z| / |change|)^2 per {over}"
             if stage.time is None:
                 call = "start"
             else:
@@ -288,6 +344,7 @@ class Tableau:
                 "time": stage.time, "sees": stage.sees, "reads": stage.reads,
                 "input_scale": stage.input_scale, "guidance": stage.guidance,
                 "to_sample": stage.to_sample, "level": stage.level,
+                "langevin": stage.langevin,
                 "writes": [
                     {"slot": w.slot, "slots": list(w.slots.items()), "output": w.output,
                      "sample": w.sample, "noise": w.noise} for w in stage.writes
@@ -324,6 +381,7 @@ class Tableau:
                 time=_array(s["time"]), sees=s["sees"], reads=tuple(s["reads"]),
                 input_scale=_array(s["input_scale"]), guidance=s["guidance"],
                 to_sample=_pair(s["to_sample"]), level=_pair(s["level"]),
+                langevin=_langevin(s["langevin"]),
                 writes=tuple(
                     Write(w["slot"], {slot: _array(c) for slot, c in w["slots"]},
                           *(_array(w[key]) for key in ("output", "sample", "noise")))
@@ -342,6 +400,8 @@ class Tableau:
 
 def _coefficients(stage: Stage) -> Iterator[Coefficient]:
     yield from (*stage.to_sample, stage.input_scale, stage.guidance)
+    if stage.langevin is not None:
+        yield stage.langevin.factor
     for w in stage.writes:
         yield from (w.sample, w.output, w.noise, *w.slots.values())
 
@@ -355,6 +415,10 @@ def _describe(w: Write, stage: Stage) -> str:
     parts += [(w.sample, "x0"), (w.output, "F"), (w.noise, "z")]
     terms = [f"{_number(c)} {name}" for c, name in parts if not is_zero(c)]
     return f"s{w.slot} <- " + (" + ".join(terms) or "0").replace("+ -", "- ")
+
+
+def _langevin(values: Any) -> Langevin | None:
+    return None if values is None else Langevin(_array(values[0]), values[1])
 
 
 def _json_array(value: Any) -> list[float] | float:

@@ -26,7 +26,7 @@ import numpy as np
 
 from fastdiff.prediction import Prediction, prediction
 from fastdiff.schedule import Array, NoiseSchedule, namespace
-from fastdiff.tableau import Coefficient, Stage, Tableau, Write, is_one, is_zero
+from fastdiff.tableau import Coefficient, Langevin, Stage, Tableau, Write, is_one, is_zero
 
 # == Linear forms ==================================================================================
 
@@ -110,6 +110,7 @@ class Trace:
         self.definitions: dict[Value, dict[Value, Coefficient]] = {}
         self.evaluations: list[Evaluation] = []
         self.stage = 0  # the stage whose launch is being described
+        self.langevins: dict[int, tuple[Value, Langevin]] = {}
         start = self.times[0]
         if from_image:
             image, noise = Form({Value("input", -1, 1): 1.0}), Form({Value("input", -1, 0): 1.0})
@@ -183,6 +184,19 @@ class Trace:
     def noise(self) -> Form:
         """Fresh unit noise: the same tensor wherever this stage uses it; gone after the stage."""
         return Form({Value("noise", self.stage): 1.0})
+
+    def langevin(
+        self, x: Form, direction: Form, factor: Coefficient, *, per_batch: bool = False
+    ) -> Form:
+        """x + h direction + sqrt(2 h) z, h = factor (|z| / |direction|)^2: found on the device.
+
+        Norms of each sample, or of their means over the batch. It ends its stage: what follows is a
+        network call, or the end of the solver.
+        """
+        result = self._define("state", (x + direction + self.noise()).terms)
+        (value,) = result.terms
+        self.langevins[self.stage] = value, Langevin(factor, per_batch)
+        return result
 
     def transfer(self, x: Form, d: Form, t: Array, u: Array) -> Form:
         """Take x from time t to time u as if the canonical prediction d stayed constant.
@@ -348,6 +362,9 @@ def _lay_out(
     run: Trace, stage: int, rows: dict[Value, dict[Value, Coefficient]], slot_of: dict[Value, int]
 ) -> Stage:
     output, x0, noise = (Value(kind, stage) for kind in ("output", "x0", "noise"))
+    stepped, langevin = run.langevins.get(stage, (None, None))
+    if langevin is not None and list(rows) != [stepped]:
+        raise ValueError(f"stage {stage} goes on after its Langevin step: call the network first")
     evaluation = run.evaluations[stage - 1] if stage else None
     uses_sample = any(x0 in row for row in rows.values())
     to_sample = evaluation.to_sample if evaluation and uses_sample else (0.0, 0.0)
@@ -379,4 +396,5 @@ def _lay_out(
         input_scale=evaluation.input_scale if evaluation else 1.0,
         to_sample=to_sample,
         level=(run.alpha(following), run.sigma(following)),
+        langevin=langevin,
     )

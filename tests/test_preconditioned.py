@@ -59,10 +59,10 @@ def test_the_gains_are_their_formula():
     statistics = estimate_masks(images())
     made = Preconditioner.from_statistics(statistics, alpha=4, use_pixels=True)
     m = statistics.log_power / statistics.log_power.max()
-    torch.testing.assert_close(made.frequency.full.double(), 4 / (m + 3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(made.frequency.double(), 4 / (m + 3), rtol=1e-6, atol=0)
     m = statistics.mean_square / statistics.mean_square.max()
     torch.testing.assert_close(made.pixel.double(), 4 / (m + 3), rtol=1e-6, atol=0)
-    assert float(made.frequency.full.min()) == 1 and float(made.frequency.full.max()) <= 4 / 3
+    assert float(made.frequency.min()) == 1 and float(made.frequency.max()) <= 4 / 3
 
 
 def test_infinite_alpha_is_the_identity():
@@ -76,7 +76,7 @@ def test_automatic_alpha_cancels_the_inflation_at_the_median():
     made = Preconditioner.from_statistics(
         statistics, alpha="auto", steps=66, sigma_min=0.01, sigma_max=1348
     )
-    d = float(made.frequency.full.median()) ** 2
+    d = float(made.frequency.median()) ** 2
     assert d == pytest.approx(1 + math.log(1348 / 0.01) / 66, rel=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_operators(parts):
     """D = M M^T, symmetric and positive; M^T is M's adjoint."""
     statistics = estimate_masks(images(4, 2, 5, 6))
     both = Preconditioner.from_statistics(statistics, alpha=2, use_pixels=True)
-    frequency = both.frequency.full.double() if parts != "pixel" else None
+    frequency = both.frequency.double() if parts != "pixel" else None
     pixel = both.pixel.double() if parts != "frequency" else None
     made = Preconditioner(frequency, pixel)
     basis = torch.eye(60, dtype=torch.float64).view(60, 2, 5, 6)

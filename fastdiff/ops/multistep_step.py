@@ -166,6 +166,22 @@ def seeded_noise(
     return slots[0].to(dtype)
 
 
+def stage_noise(x: Tensor, seeds: Tensor, stage: Tensor | None, number: int = 0) -> Tensor:
+    """The noise z that `multistep_step` draws at a stage, like x [B, ...], float64 where x is.
+
+    stage: int32 [1] on the device; None: the number.
+    """
+    wide = torch.empty_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if not any(_has_strides(wide, sample_strides(x.shape[1:], last)) for last in (False, True)):
+        wide = wide.contiguous()
+    row = wide.new_zeros((1, 9))
+    row[:, 7] = 1
+    index = torch.zeros(4, dtype=torch.int32, device=x.device)
+    index[:1].fill_(number) if stage is None else index[:1].copy_(stage)
+    multistep_step_unchecked(wide[None], None, row, index, None, seeds, None, None, 1, 1)
+    return wide
+
+
 def sample_strides(sample: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     """Strides within one dense sample (C, ...), whose batch stride is its number of elements."""
     order = list(range(len(sample)))

@@ -55,8 +55,8 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
-from .multistep_step import multistep_step_unchecked
-from .philox import STAGE_NOISE, philox_normal_ref
+from .multistep_step import stage_noise
+from .philox import philox_normal_ref
 from .spectral_filter import (
     PRECISIONS,
     SpectralResponse,
@@ -395,7 +395,7 @@ def _update(
     if pixel is not None:
         direction = _filtered(direction, gain) * pixel.to(wide).square()
         if noise is None and seeds is not None:
-            noise = _pixel_noise(x, seeds, stage, stage_number)
+            noise = stage_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
     spectrum = torch.fft.rfft2(direction)
     noise_spectrum = None if noise is None else torch.fft.rfft2(noise.to(wide))
@@ -434,18 +434,6 @@ def _filtered(image: Tensor, half: Tensor) -> Tensor:
     spectrum = torch.fft.rfft2(image)
     torch.view_as_real(spectrum).mul_(half[..., None])
     return torch.fft.irfft2(spectrum, s=image.shape[2:], norm="forward")
-
-
-def _pixel_noise(x: Tensor, seeds: Tensor, stage: Tensor | None, number: int) -> Tensor:
-    """The noise that `multistep_step` draws at a stage, [B, C, H, W]."""
-    z = torch.empty((1, *x.shape), dtype=wide_dtype(x), device=x.device)
-    row = z.new_zeros((1, 9))
-    row[:, 7] = 1
-    index = torch.zeros(4, dtype=torch.int32, device=x.device)
-    index[1:2].fill_(STAGE_NOISE)
-    index[:1].fill_(number) if stage is None else index[:1].copy_(stage)
-    multistep_step_unchecked(z, None, row, index, None, seeds, None, None, 1, 1)
-    return z[0]
 
 
 def _real(values: Tensor | None) -> Tensor | None:

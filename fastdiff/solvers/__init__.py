@@ -10,6 +10,7 @@ from fastdiff.solvers import (
     dpm,
     pndm,
     runge_kutta,
+    score_sde,
     stochastic,
     unipc,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "pndm",
     "register_solver",
     "runge_kutta",
+    "score_sde",
     "solver",
     "solver_names",
     "stochastic",
