@@ -164,6 +164,24 @@ def digits(
         train_digits(out, steps=steps, seed=seed)
 
 
+@train.command()
+def ve(
+    out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it has one.")] = Path(
+        "runs/photographs"
+    ),
+    preset: Annotated[str, typer.Option(help="cpu (32 px, an hour) or gpu (64 px).")] = "cpu",
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps; the preset's own if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and noise.")] = 0,
+) -> None:
+    """Train a variance-exploding model of crops of scikit-learn's two photographs."""
+    from fastdiff.training.photographs import train_photographs
+
+    with _clear_errors():
+        train_photographs(out, preset, steps=steps, seed=seed)
+
+
 @precondition.command("estimate")
 def estimate(
     data: Annotated[Path, typer.Argument(help="Folder of 8-bit images of one size.")],
