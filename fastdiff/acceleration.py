@@ -27,17 +27,20 @@ def accelerate(
         solver: one of `fastdiff.solver_names()`. Default: for a pipeline the method it has, else
             "ipndm".
         options: of `Sampler`, for a network or a folder: steps (10 unless given), prediction, clip,
-            spacing, dtype, progress, capture, ...; of these a pipeline takes capture.
+            spacing, dtype, progress, capture, ...; of these a pipeline takes
+            capture and, where its scheduler is ScoreSdeVeScheduler, preconditioner.
 
     Raises:
         TypeError, ValueError: something that cannot be accelerated; the message names it.
     """
     if _is_pipeline(what):
-        given = ["scheduler"] * (scheduler is not None) + [k for k in options if k != "capture"]
+        given = ["scheduler"] * (scheduler is not None) + [
+            k for k in options if k not in ("capture", "preconditioner")
+        ]
         if given:
             raise TypeError(
-                "a pipeline takes solver= and capture= (steps and the rest are the arguments of "
-                f"its own call); got {', '.join(given)}"
+                "a pipeline takes solver=, capture= and preconditioner= (steps and the rest are "
+                f"the arguments of its own call); got {', '.join(given)}"
             )
         from fastdiff.integrations.diffusers_pipelines import accelerate_pipeline
 

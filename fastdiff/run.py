@@ -19,6 +19,7 @@ from fastdiff.ops import (
     spectral_filter,
     spectral_update_unchecked,
 )
+from fastdiff.ops.common import clamped
 from fastdiff.ops.multistep_step import stage_noise as drawn_noise
 from fastdiff.ops.spectral_update import step_row
 from fastdiff.tableau import Stage, Tableau
@@ -61,11 +62,13 @@ class Table:
         self.rows = self._upload([launched.row(i) for i in numbers], dtype, device)
         self.indices = self._upload([launched.index(i) for i in numbers], torch.int32, device)
         self.variants = [(launched.read_width(i), len(stages[i].writes)) for i in numbers]
-        self.moves: list[Tensor] | None = None  # b, a, c of each, without b where all are zero
+        self.moves: list[Tensor] | None = None  # b, e, a, c of each
         if gains is not None or any(stage.langevin is not None for stage in stages):
-            moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 3)) for i in numbers]
-            skipped = not any(move[:, 0].any() for move in moves[1:])
-            self.moves = self._upload([move[:, skipped:] for move in moves], dtype, device)
+            moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 4)) for i in numbers]
+            self.moves = self._upload(moves, dtype, device)
+            self.moves_state, self.moves_sample = (
+                any(move[:, column].any() for move in moves[1:]) for column in (0, 1)
+            )
         self.identity = [stage.is_identity for stage in stages]
         self.stochastic = [stage.is_stochastic for stage in stages]
         self.scales_input = any(np.any(np.asarray(s.input_scale) != 1) for s in stages)
@@ -307,10 +310,14 @@ class Run:
         """The state after a stage's move through the gains."""
         assert self.table.moves is not None
         x, move = self.views[self.tableau.stages[number].sees], self.table.moves[number]
-        if output is None:  # an analytical step: there is a part of the state alone
-            output, move = x, move[:, [0, 2]]
+        if output is None or self.table.moves_sample:
+            output = self._direction(number, output)
+            move = torch.cat([torch.ones_like(move[:, :1]), move[:, 3:]], 1)
+        else:
+            move = move[:, [0, 2, 3]] if self.table.moves_state else move[:, 2:]
+        stage = self.table.indices[number][:1]
         return spectral_update_unchecked(
-            x, output, gains, move, seeds, self.table.indices[number][:1], 0, noise, "exact", norms
+            x, output, gains, move.contiguous(), seeds, stage, 0, noise, "exact", norms
         )
 
     def _stepped(
@@ -323,21 +330,34 @@ class Run:
     ) -> tuple[Tensor, Tensor]:
         """The row of a Langevin step, its length found, and its noise."""
         assert self.table.moves is not None
-        x, move = self.views[self.tableau.stages[number].sees], self.table.moves[number]
+        x = self.views[self.tableau.stages[number].sees]
         if noise is None:
             assert seeds is not None
             noise = drawn_noise(x, seeds, self.table.indices[number][:1])
-        *b, a, factor = move.unbind(1)
-        apart = (-1, *(1 for _ in x.shape[1:]))
-        direction = torch.zeros_like(x) if output is None else a.view(apart) * output.to(x.dtype)
-        for each in b:
-            direction = direction + each.view(apart) * x
-        squares = [t.flatten(1).square().sum(1) for t in (direction, noise)]
+        b, e, a, factor = self.table.moves[number].unbind(1)
+        direction = self._direction(number, output)
+        squares = [t.reshape(self.batch, -1).square().sum(1) for t in (direction, noise)]
         h, root = step_row(torch.stack(squares, 1), factor, norms).unbind(1)
         row = self.table.rows[number].expand(self.batch, -1).clone()
-        row[:, 6], row[:, 7], row[:, 8] = h * a, root, 1 + h * sum(b)  # of F, z and x
+        for column, value in zip((5, 6, 7, 8), (h * e, h * a, root, 1 + h * b), strict=True):
+            row[:, column] = value  # of x0, F, z and x
         self.count("length of a Langevin step found by PyTorch")
         return row, noise
+
+    def _direction(self, number: int, output: Tensor | None) -> Tensor:
+        """b x + e x0 + a F of a stage's move, [B, ...]."""
+        assert self.table.moves is not None
+        x = self.views[self.tableau.stages[number].sees]
+        apart = (-1, *(1 for _ in x.shape[1:]))
+        b, e, a, _ = (c.view(apart) for c in self.table.moves[number].unbind(1))
+        direction = b * x
+        if output is not None:
+            model = output.to(x.dtype)
+            direction = direction + a * model
+            if self.table.moves_sample:
+                p, q, low, high = (c.view(apart) for c in self.table.rows[number][:, :4].unbind(1))
+                direction = direction + e * clamped(p * model + q * x, low, high)
+        return direction
 
     def _adjusted(
         self, number: int, output: Tensor, guidance: Tensor | None

@@ -8,7 +8,7 @@ scales the noise). With F the network's raw output, x the state it saw and z fre
     next input = c_in * (first write), in the network's dtype
 
 A coefficient that is zero means that the operand is not read. What a row changes can also be read
-as a move, x <- x + (b x + a F) + c z: Langevin steps find its length on the device, and a
+as a move, x <- x + (b x + e x0 + a F) + c z: Langevin steps find its length on the device, and a
 preconditioner acts on its parts. Tables are made by tracing a solver (trace.py), and can be printed
 and stored as JSON.
 """
@@ -51,9 +51,9 @@ class Write:
 
 
 class Langevin(NamedTuple):
-    """A move whose length is found on the device: x + h (b x + a F) + sqrt(2 h) z.
+    """A move whose length is found on the device: x + h g + sqrt(2 h) z, where the row holds g.
 
-    h = factor (|z| / |b x + a F|)^2, with norms of each sample, or with their means over the batch.
+    h = factor (|z| / |g|)^2, with norms of each sample, or with their means over the batch.
     """
 
     factor: Coefficient
@@ -74,7 +74,8 @@ class Stage:
         writes: one to three rows; the first is what the next evaluation sees.
         fill: a device function (row [1 or B, K], raw output F) -> row, called before the launch,
             for coefficients that depend on data. None: the host's row is used as it is.
-        langevin: how the length of a one-slot stage's move is found; None: it is the row's.
+        langevin: how the length of a one-slot stage's move is found, whose direction the row is;
+            None: the row is what there will be.
     """
 
     time: Coefficient | None
@@ -90,9 +91,8 @@ class Stage:
 
     @property
     def is_move(self) -> bool:
-        """Whether it is x <- x + (b x + a F) + c z, for the state x that the network saw."""
-        first = self.writes[0]
-        return len(self.writes) == 1 and set(first.slots) <= {self.sees} and is_zero(first.sample)
+        """Whether it is x <- x + (b x + e x0 + a F) + c z, for the state x that the network saw."""
+        return len(self.writes) == 1 and set(self.writes[0].slots) <= {self.sees}
 
     @property
     def is_identity(self) -> bool:
@@ -165,9 +165,7 @@ class Tableau:
         if not set().union(*(w.slots for w in stage.writes)) <= set(stage.reads):
             raise ValueError(f"{name} has a row on a slot that is not among its reads")
         if stage.langevin is not None and not stage.is_move:
-            raise ValueError(
-                f"{name} must keep the state alone and not clip x0, for a Langevin step"
-            )
+            raise ValueError(f"{name} must keep the state alone, for a Langevin step")
         if not is_zero(stage.to_sample[1]) and stage.reads[:1] != (stage.sees,):
             raise ValueError(f"{name} must read the slot its network saw first, to form x0")
         for coefficient in _coefficients(stage):
@@ -255,11 +253,11 @@ class Tableau:
         for stage in self.stages[1:]:
             if not stage.is_move:
                 raise ValueError(
-                    "solver must keep the state alone and not clip x0 where a preconditioner acts; "
+                    "solver must keep the state alone where a preconditioner acts; "
                     f"got {self.solver}"
                 )
             write = Write(stage.writes[0].slot, {}, output=1.0)
-            stages.append(replace(stage, reads=(), writes=(write,)))
+            stages.append(replace(stage, writes=(write,)))
         return replace(self, stages=tuple(stages))
 
     # -- what the kernel is given -----------------------------------------------------------------
@@ -283,14 +281,17 @@ class Tableau:
         )
 
     def move(self, number: int) -> np.ndarray:
-        """A stage's change as x + (b x + a F) + c z: b, a and c, float64 [1 or B, 3].
+        """A stage's change as x + (b x + e x0 + a F) + c z: b, e, a and c, float64 [1 or B, 4].
 
-        With a Langevin step its factor in place of c.
+        With a Langevin step its direction, and its factor in place of c.
         """
         stage = self.stages[number]
         first = stage.writes[0]
         last = first.noise if stage.langevin is None else stage.langevin.factor
-        columns = (np.asarray(first.slots.get(stage.sees, 0.0)) - 1.0, first.output, last)
+        of_state = np.asarray(first.slots.get(stage.sees, 0.0))
+        if stage.langevin is None:
+            of_state = of_state - 1.0
+        columns = (of_state, first.sample, first.output, last)
         return np.stack(
             [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
         )
@@ -320,7 +321,8 @@ class Tableau:
             rows = "; ".join(_describe(w, stage) for w in stage.writes)
             if stage.langevin is not None:
                 over = "batch" if stage.langevin.per_batch else "sample"
-                rows += f", h = {_number(stage.langevin.factor)} (|z| / |change|)^2 per {over}"
+                rows = rows.replace("<-", "moves along", 1).removesuffix(" + 1 z")
+                rows += f", h = {_number(stage.langevin.factor)} (|z| / |this|)^2 per {over}"
             if stage.time is None:
                 call = "start"
             else:

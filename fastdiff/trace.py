@@ -190,10 +190,12 @@ class Trace:
     ) -> Form:
         """x + h direction + sqrt(2 h) z, h = factor (|z| / |direction|)^2: found on the device.
 
-        Norms of each sample, or of their means over the batch. It ends its stage: what follows is a
-        network call, or the end of the solver.
+        Norms of each sample, or of their means over the batch. x is the state that the network saw
+        last. It ends its stage: what follows is a network call, or the end of the solver.
         """
-        result = self._define("state", (x + direction + self.noise()).terms)
+        if not self.evaluations or x.terms != {self.evaluations[-1].sees: 1.0}:
+            raise ValueError("a Langevin step must start from the state that the network saw last")
+        result = self._define("state", (direction + self.noise()).terms)
         (value,) = result.terms
         self.langevins[self.stage] = value, Langevin(factor, per_batch)
         return result
@@ -369,6 +371,8 @@ def _lay_out(
     uses_sample = any(x0 in row for row in rows.values())
     to_sample = evaluation.to_sample if evaluation and uses_sample else (0.0, 0.0)
     stored = {v for row in rows.values() for v in row if v in slot_of}
+    moves = {evaluation.sees} if evaluation and langevin is not None else set()
+    stored |= moves  # from where it is, though its row may not read it
     if evaluation and not is_zero(to_sample[1]):
         stored.add(evaluation.sees)
     # The state the network saw first, then the older values, newest to oldest.
@@ -386,7 +390,7 @@ def _lay_out(
         writes=tuple(
             Write(
                 slot_of[value],
-                {slot_of[v]: row[v] for v in order if v in row},
+                {slot_of[v]: row.get(v, 0.0) for v in order if v in row or v in moves},
                 output=row.get(output, 0.0),
                 sample=row.get(x0, 0.0),
                 noise=row.get(noise, 0.0),

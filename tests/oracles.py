@@ -204,6 +204,16 @@ class NumericTrace:
     def noise(self) -> Array:
         return self.stage_noise[self.calls] if len(self.stage_noise) else np.zeros_like(self.x)
 
+    def langevin(
+        self, x: Array, direction: Array, factor: Any, *, per_batch: bool = False
+    ) -> Array:
+        z = self.noise()
+        sizes = [np.sqrt((v**2).reshape(len(x), -1).sum(1)) for v in (z, direction)]
+        if per_batch:
+            sizes = [size.mean() for size in sizes]
+        h = np.reshape(factor * (sizes[0] / sizes[1]) ** 2, (-1, *(1 for _ in x.shape[1:])))
+        return x + h * direction + np.sqrt(2 * h) * z
+
     def transfer(self, x: Array, d: Array, t: float, u: float) -> Array:
         """DDIM's step, written with x0 and epsilon both."""
         alpha, sigma = self.alpha(t), self.sigma(t)
@@ -271,10 +281,13 @@ def run_rows(
             if tableau.merge is not None:
                 first, second = output.chunk(2, dim=1)
                 output = tableau.merge[number][0] * first + tableau.merge[number][1] * second
+        row = torch.from_numpy(tableau.row(number))
+        if stage.langevin is not None:
+            row = _stepped(row, stage.langevin, slots[stage.sees], output, stage_noise[number])
         ops.multistep_step(
             slots,
             output,
-            torch.from_numpy(tableau.row(number)),
+            row,
             torch.from_numpy(tableau.index(number)),
             noise=torch.from_numpy(stage_noise[number]) if stage.is_stochastic else None,
             reads=tableau.read_width(number),
@@ -283,12 +296,36 @@ def run_rows(
     return slots[tableau.result].numpy()
 
 
+def _stepped(
+    row: torch.Tensor, langevin: Any, x: torch.Tensor, output: torch.Tensor | None, z: Array
+) -> torch.Tensor:
+    """A Langevin step of the direction [p, q, low, high, c_in, of x0, of F, of z, of x]."""
+    p, q, low, high, _, of_x0, of_f, _, of_x = row.T.view(9, -1, *(1 for _ in x.shape[1:]))
+    model = torch.zeros_like(x) if output is None else output
+    x0 = torch.minimum(torch.maximum(p * model + q * x, low), high)
+    x0 = torch.where(of_x0 != 0, x0, 0)
+    direction = of_x * x + of_x0 * x0 + of_f * model
+    sizes = [v.reshape(len(x), -1).norm(dim=1) for v in (torch.from_numpy(z), direction)]
+    if langevin.per_batch:
+        sizes = [size.mean() for size in sizes]
+    h = (
+        torch.as_tensor(langevin.factor, dtype=torch.float64)
+        * (sizes[0] / sizes[1]) ** 2
+        * torch.ones(len(x))
+    )
+    new = row.expand(len(x), -1).clone()
+    new[:, 5:7] *= h[:, None]
+    new[:, 7] = (2 * h).sqrt()
+    new[:, 8] = 1 + h * row[:, 8]
+    return new
+
+
 def _wanted(tableau: Tableau, number: int) -> set[int]:
     """The slots whose content, before the launch of a stage, matters to anything after."""
     wanted = {tableau.result}
     for stage in reversed(tableau.stages[number:]):
         wanted -= {w.slot for w in stage.writes}
         wanted |= {slot for w in stage.writes for slot, c in w.slots.items() if np.any(c)}
-        if stage.time is not None:
+        if stage.time is not None or stage.langevin is not None:
             wanted.add(stage.sees)
     return wanted

@@ -166,7 +166,7 @@ FLAT = MaskStatistics(torch.rand(1, 4, 4).double(), None, 1, False, "")
         (lambda: Preconditioner(GAIN[0]), ValueError, r"frequency must be \[C or 1, H, W\]"),
         (lambda: Preconditioner(-GAIN), ValueError, "frequency must hold positive finite gains"),
         (lambda: Preconditioner(None, GAIN * 0), ValueError, "pixel must hold positive"),
-        (lambda: Preconditioner(GAIN, GAIN[:, :2]), ValueError, "pixel must have the size"),
+        (lambda: Preconditioner(GAIN, GAIN[:, :2]), ValueError, r"pixel must be \[C or 1, 4, 4\]"),
         (
             lambda: READY(FLAT, alpha=0.0),
             ValueError,

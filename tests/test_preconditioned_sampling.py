@@ -352,6 +352,28 @@ def test_captured_whole_and_by_the_stage(part, options):
     assert len(by_stage[0].recordings) == 2 + options.get("corrections", 1)
 
 
+@pytest.mark.parametrize("made", [None, random_gains(3, 8, 8)], ids=["plain", "preconditioned"])
+@pytest.mark.parametrize("solver", ["predictor_corrector", "reverse_diffusion", "ddpm"])
+def test_clipping_and_the_analytical_first_step(solver, made):
+    """Clipped is what a network that clips itself gives; AFS what data N(0, 1) gives."""
+    schedule, noise = NoiseSchedule.vp(), torch.randn(2, 3, 8, 8, dtype=F64)
+
+    def run(network, **options):
+        return Sampler(network, schedule, solver=solver, steps=4, dtype=F64, preconditioner=made,
+                       **options)(noise, seeds=[1, 2])  # fmt: skip
+
+    wild = lambda x, t: 2 * x.sin()
+    clipped = run(wild, prediction="sample", clip=0.7)
+    wanted = run(lambda x, t: wild(x, t).clamp(-0.7, 0.7), prediction="sample")
+    torch.testing.assert_close(clipped, wanted, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(clipped, run(wild, prediction="sample"))
+
+    def normal(x, t):
+        return schedule.sigma(float(t[0]) / 999) * x
+
+    torch.testing.assert_close(run(normal, afs=True), run(normal), rtol=1e-9, atol=1e-9)
+
+
 def test_guidance_and_half_precision_networks():
     made = random_gains(3, 8, 8)
 
@@ -385,7 +407,7 @@ def test_tableaux_with_langevin_steps_print_and_store():
 
     tableau = build_tableau("predictor_corrector", VE, 3, snr=0.1, compat="pds")
     assert tableau.nfe == 6 and tableau.slots == 1
-    assert "h = 0.02 (|z| / |change|)^2 per batch" in str(tableau)
+    assert "s0 moves along -0.05 F, h = 0.02 (|z| / |this|)^2 per batch" in str(tableau)
     assert Tableau.from_json(tableau.to_json()) == tableau
 
 
@@ -398,8 +420,6 @@ MADE = random_gains(3, 8, 8)
         (lambda: Sampler(denoiser, VE, steps=3, preconditioner=MADE), ValueError, "keep the state"),
         (lambda: Sampler(denoiser, VE, solver="ddim", steps=3, preconditioner="mask"), TypeError,
          "preconditioner must be a fastdiff.Preconditioner"),
-        (lambda: Sampler(denoiser, VE, solver="ddim", steps=3, clip=1.0, preconditioner=MADE),
-         ValueError, "not clip x0"),
         (lambda: Sampler(denoiser, VE, solver="ddim", steps=3, preconditioner=MADE)(
             torch.zeros(1, 3, 8, 9)), ValueError, r"noise must be \[B, 3, 8, 8\]"),
         (lambda: build_tableau("predictor_corrector", VE, 3, predictor="heun"), ValueError,
@@ -409,7 +429,8 @@ MADE = random_gains(3, 8, 8)
         (lambda: build_tableau("predictor_corrector", VE, 3, corrections=0, predictor="none"),
          ValueError, "at least 1"),
         (lambda: build_tableau("predictor_corrector", VE, 3, compat="song"), ValueError, "compat"),
-        (lambda: build_tableau("predictor_corrector", VE, 3, clip=1.0), ValueError, "not clip"),
+        (lambda: build_tableau("euler_maruyama", NoiseSchedule.flow(), 3, prediction="flow"),
+         ValueError, "start must be below 1"),
         (lambda: NoiseSchedule.vp(0.0, 1.0), ValueError, "beta_min and beta_max"),
     ],
 )  # fmt: skip

@@ -503,7 +503,8 @@ def test_nan_and_inf_stay_in_their_own_sample(solver: str, bad: float) -> None:
         poisoned[1, 0, 2] = bad
         result = sampler(poisoned, seeds=range(3))
         assert torch.equal(result[[0, 2]], good[[0, 2]])
-        assert torch.equal(result[1, 1], good[1, 1])  # nor does it leave its pixel
+        if solver != "predictor_corrector":  # whose steps have the length of the whole sample
+            assert torch.equal(result[1, 1], good[1, 1])  # nor does it leave its pixel
     guided = Sampler(network, LINEAR, solver=solver, steps=5)(poisoned, guidance_scale=2.0)
     assert guided[[0, 2]].isfinite().all()
 

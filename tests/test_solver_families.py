@@ -444,6 +444,13 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "dpmpp_3m": {"lower_order_final": st.booleans()},
     "dpmpp_3m_exact": {"lower_order_final": st.booleans()},
+    "reverse_diffusion": {"probability_flow": st.booleans()},
+    "predictor_corrector": {
+        "snr": st.floats(0.01, 0.5),
+        "corrections": st.integers(1, 3),
+        "predictor": st.sampled_from(["reverse_diffusion", "euler_maruyama", "none"]),
+        "compat": st.sampled_from([None, "pds"]),
+    },
     "fon": {"warm_up": st.sampled_from(["true", "repository"])},
     **{
         f"{kind}_churn": {
@@ -474,7 +481,8 @@ def option_sets(draw: Any) -> tuple[str, NoiseSchedule, dict[str, Any]]:
     if solver == "fon" and not discrete:
         options["warm_up"] = "true"
     given: dict[str, Any] = {"steps": draw(st.integers(1, 9)), **options}
-    if name == "linear" and solver not in CLASSICAL:
+    differentiates = solver in ("euler_maruyama", "predictor_corrector")  # official cannot be
+    if name == "linear" and solver not in CLASSICAL and not differentiates:
         given["convention"] = draw(st.sampled_from(["aligned", "aligned", "official", "sd"]))
     if given.get("convention", "aligned") != "aligned":
         given["spacing"] = "leading"
@@ -486,6 +494,8 @@ def option_sets(draw: Any) -> tuple[str, NoiseSchedule, dict[str, Any]]:
         low = schedule.last if schedule.clean is None else schedule.clean
         starts = st.floats(0.3, 1.0).map(lambda f: low + f * (schedule.first - low))
         given["start"] = draw(st.none() | starts)
+    if name == "flow" and differentiates:
+        given["start"] = 0.9
     kinds = PREDICTIONS
     if schedule.zero_terminal_snr:
         kinds = ("sample", "v_prediction", "flow", "both")
@@ -515,6 +525,8 @@ def consistent(solver: str, schedule: NoiseSchedule, given: dict[str, Any]) -> N
     epsilon is e and every x0 is c, so a solver that adds no noise must stay on the line."""
     if solver in CLASSICAL and schedule.name not in ("edm", "ve"):
         return  # dx/dt is not constant on the line: only consistent as steps shrink
+    if solver in ("reverse_diffusion", "euler_maruyama", "predictor_corrector"):
+        return  # nor do these stay on it; their recursions are in test_preconditioned_sampling.py
     if solver == "ipndm_v_published" and given["order"] == 4:
         return  # its weights do not sum to one
     tableau = build_tableau(solver, schedule, **{**given, "prediction": "sample", "clip": None})

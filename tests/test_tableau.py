@@ -98,7 +98,10 @@ def check(
         image=None if image is None else torch.from_numpy(image),
         stage_noise=[torch.from_numpy(z) for z in given_noise] or None,
     )
-    np.testing.assert_array_equal(sampled.numpy(), found)
+    if any(stage.langevin is not None for stage in tableau.stages):
+        np.testing.assert_allclose(sampled.numpy(), found, rtol=1e-9, atol=rounding)
+    else:
+        np.testing.assert_array_equal(sampled.numpy(), found)
 
     again = Tableau.from_json(tableau.to_json())
     assert str(again) == str(tableau) and again.to_json() == tableau.to_json()
@@ -117,7 +120,7 @@ def test_rows_equal_the_textbook(solver: str, steps: int) -> None:
     check(solver, LINEAR, steps=steps)
     check(solver, LINEAR, steps=steps, prediction="v_prediction", clip=1.0, spacing="karras")
     # The official grid has no 3 steps, and no derivative in time; its end is not clean.
-    if steps != 3 and solver not in COMPARISONS:
+    if steps != 3 and solver not in (*COMPARISONS, "euler_maruyama"):
         check(solver, LINEAR, steps=steps, spacing="leading", convention="official")
     check(solver, LINEAR, steps=steps, spacing="leading", convention="sd", prediction="both")
 
@@ -154,6 +157,8 @@ def test_rows_equal_the_textbook_for_any_options(data: st.DataObject) -> None:
     solver = draw(st.sampled_from([name for name in solver_names() if name not in COMPARISONS]))
     low = schedule.last if schedule.clean is None else schedule.clean
     start = draw(st.none() | st.floats(0.3, 1.0).map(lambda f: low + f * (schedule.first - low)))
+    if name == "flow" and solver == "euler_maruyama":  # its drift is infinite where alpha is zero
+        start = 0.9
     kinds = PREDICTIONS
     if schedule.zero_terminal_snr:  # epsilon and score networks say nothing there
         kinds = ("sample", "v_prediction", "flow", "both")

@@ -22,7 +22,9 @@ from torch import Tensor
 from fastdiff.graph import captures
 from fastdiff.integrations import diffusers_schedulers
 from fastdiff.integrations.captured_pipelines import CapturedLoop, captured_class
+from fastdiff.integrations.score_sde import PreconditionedScoreSdeVe
 from fastdiff.ops import allocate_slots, multistep_step_unchecked
+from fastdiff.preconditioned import Preconditioner
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
 from fastdiff.tableau import Tableau
@@ -35,7 +37,13 @@ TWINS = {
 }
 
 
-def accelerate_pipeline(pipe: Any, *, solver: str | None = None, capture: str = "auto") -> Any:
+def accelerate_pipeline(
+    pipe: Any,
+    *,
+    solver: str | None = None,
+    capture: str = "auto",
+    preconditioner: Preconditioner | None = None,
+) -> Any:
     """Give a diffusers pipeline fused steps; returns the same pipeline.
 
     Args:
@@ -43,6 +51,7 @@ def accelerate_pipeline(pipe: Any, *, solver: str | None = None, capture: str = 
         solver: None keeps the method (and its results); else a name of `fastdiff.solver_names()`.
         capture: as of `fastdiff.Sampler`; for DDPM, DDIM, PNDM and Stable Diffusion pipelines,
             where nothing needs the middle of the loop.
+        preconditioner: for a pipeline with a ScoreSdeVeScheduler: what its steps pass through.
 
     Raises:
         TypeError: not a diffusers pipeline with a scheduler.
@@ -53,7 +62,11 @@ def accelerate_pipeline(pipe: Any, *, solver: str | None = None, capture: str = 
             f"pipe must be a diffusers pipeline with a scheduler; got {type(pipe).__name__}"
         )
     stock = getattr(pipe, STOCK, pipe.scheduler)
-    if solver is not None:
+    if preconditioner is not None:
+        if solver is not None:
+            raise ValueError("solver must be left out with preconditioner=, which keeps the method")
+        scheduler = PreconditionedScoreSdeVe.of(stock, preconditioner)
+    elif solver is not None:
         scheduler = TableauScheduler.of(stock, solver)
     else:
         name = type(stock).__name__

@@ -95,6 +95,8 @@ def _reverse_diffusion_step(
 
 def _euler_maruyama_step(trace: Trace, x: Form, score: Form, t: float, u: float) -> Form:
     of_alpha, of_sigma = trace.schedule.rates(t)
+    if not math.isfinite(of_alpha):
+        raise ValueError(f"start must be below {t:g} for Euler-Maruyama steps: alpha is zero there")
     power = 2 * trace.sigma(t) ** 2 * (of_sigma - of_alpha) * (t - u)
     x = (1 - of_alpha * (t - u)) * x + power * score
     return x if u == trace.times[-1] else x + math.sqrt(power) * trace.noise()
