@@ -48,7 +48,7 @@ for name, row in weighted_sums.rows().items():
 seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
 for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
     spectral_filter.ours("exact")([spectral_filter.buffers(0, shape, device)])(0)
-    for name in spectral_update.rows(device):
+    for name in spectral_update.MOVES:
         spectral_update.ours(name)([spectral_update.buffers(0, shape, device)])(0)
     for name, row in haar.ROWS.items():
         levels = 1 if name == "expand" else 3

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,42 @@ def machine(device: torch.device) -> dict[str, Any]:
     return record
 
 
-def result_path(device: torch.device) -> Path:
-    """bench/results/<device>-<today>.json"""
+def result_path(device: torch.device, only: Sequence[str] = ()) -> Path:
+    """bench/results/<device>-<today>.json; with the entries in its name where it has not all."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return RESULTS / f"{slug}-{datetime.date.today().isoformat()}.json"
+    return RESULTS / f"{'-'.join([slug, datetime.date.today().isoformat(), *only])}.json"
 
 
 def latest(name: str) -> Path | None:
     """The newest committed result of a device: its file names end in a date."""
-    found = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+    dated = re.compile(re.escape(name) + r"-\d{4}-\d\d-\d\d")
+    found = sorted(path for path in RESULTS.glob("*.json") if dated.fullmatch(path.stem))
     return found[-1] if found else None
+
+
+def completed(whole: Path) -> dict[str, Any]:
+    """A whole record with the entries that were measured apart since, named in its "parts"."""
+    data = json.loads(whole.read_text())
+    slug, date = whole.stem[: -len("-2026-01-01")], whole.stem[-len("2026-01-01") :]
+    apart = re.compile(re.escape(slug) + r"-(\d{4}-\d\d-\d\d)-.+")
+    data["parts"] = {}
+    for path in sorted(RESULTS.glob(f"{slug}-*.json")):
+        found = apart.fullmatch(path.stem)
+        if not found or found[1] < date:
+            continue
+        part = json.loads(path.read_text())
+        if part["quick"] or not part.get("complete") or any(
+            part[key] != data[key] for key in ("schema", "device", "cpu", "torch", "threads")
+        ):  # fmt: skip
+            raise SystemExit(f"{path.name} does not go with {whole.name}: measure again")
+        for entry in part["entries"]:
+            kept = {n: case for n, case in data["cases"].items() if case["entry"] != entry}
+            data["cases"] = kept | part["cases"]
+            data["parts"][entry] = {"file": path.name, "commit": part["commit"],
+                                    "date": part["date"]}  # fmt: skip
+        data["gates"] |= part["gates"]
+    return data
 
 
 def commit() -> str:

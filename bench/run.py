@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if head["load_average_before"] > BUSY:
         print(f"the machine is busy, load average {head['load_average_before']}: mistrust times")
     keep_freed_memory()
-    record = Record(options.json or result_path(device), head)
+    record = Record(options.json or result_path(device, options.op or ()), head)
     if record.resumed:
         print(f"going on with {record.path}")
     chosen = [known[name] for name in options.op or known]

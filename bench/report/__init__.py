@@ -24,7 +24,7 @@ def load() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The newest record of each device by file name, the solvers' errors, the kernels' code."""
     dated = (re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", p.stem) for p in record.RESULTS.glob("*.json"))
     newest = [record.latest(device) for device in sorted({m[1] for m in dated if m})]
-    records = {path.name: json.loads(path.read_text()) for path in newest if path}
+    records = {path.name: record.completed(path) for path in newest if path}
     for name, data in records.items():
         if data.get("schema") != record.SCHEMA:
             raise SystemExit(

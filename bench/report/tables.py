@@ -162,6 +162,11 @@ def device(name: str, data: Json) -> str:
         f"threads: {threads}, load average before {data['load_average_before']}. "
         f"[JSON](../bench/results/{name}).\n"
         f"{len(gates) - len(red)} of {len(gates)} gates are green.",
+        *(
+            f"Measured apart: `{entry}`, {part['date'][:10]}, commit {part['commit']} "
+            f"([JSON](../bench/results/{part['file']}))."
+            for entry, part in data["parts"].items()
+        ),
         *(f"Red, so without times: {gate}." for gate in red),
         f"![Share of the copy's bandwidth](bench-{slug}-copy.png)",
         "### Where we lose",

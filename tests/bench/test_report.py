@@ -52,6 +52,7 @@ def test_the_committed_record_is_whole_and_green(results):
     for name, data in records.items():
         assert data["complete"] and not data["quick"], name
         assert "changes" not in data["commit"], name
+        assert not any("changes" in part["commit"] for part in data["parts"].values()), name
         assert all(gate["ok"] for gates in data["gates"].values() for gate in gates), name
 
 
@@ -80,3 +81,24 @@ def test_sizes(value, words):
 
 def test_losses_are_bold():
     assert tables.times(0.876) == "**0.88x**" and tables.times(12.34) == "12.3x"
+
+
+def test_an_entry_measured_apart_takes_the_place_of_the_older_one(tmp_path, monkeypatch):
+    """Newer parts only, of the same machine, and the pages name them."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    head = {"schema": record.SCHEMA, "device": "cpu", "cpu": "x", "torch": "2", "threads": [1],
+            "quick": False, "complete": True, "commit": "a", "date": "2026-05-02"}  # fmt: skip
+    case = lambda entry, us: {f"{entry} case": {"entry": entry, "p50_us": us}}
+    whole = tmp_path / "cpu-2026-05-02.json"
+    whole.write_text(json.dumps({**head, "gates": {"a": [], "b": []},
+                                 "cases": case("a", 1) | case("b", 2)}))  # fmt: skip
+    part = {**head, "entries": ["b"], "gates": {"b": [{"ok": True}]}, "cases": case("b", 3)}
+    (tmp_path / "cpu-2026-05-03-b.json").write_text(json.dumps({**part, "commit": "c"}))
+    (tmp_path / "cpu-2026-05-01-a.json").write_text(json.dumps({**part, "entries": ["a"]}))
+    assert record.latest("cpu") == whole
+    found = record.completed(whole)
+    assert {n: c["p50_us"] for n, c in found["cases"].items()} == {"a case": 1, "b case": 3}
+    assert list(found["parts"]) == ["b"] and found["parts"]["b"]["commit"] == "c"
+    (tmp_path / "cpu-2026-05-03-b.json").write_text(json.dumps({**part, "cpu": "y"}))
+    with pytest.raises(SystemExit, match="does not go with"):
+        record.completed(whole)
