@@ -26,11 +26,13 @@ struct SpectralUpdate {
 
   int64_t columns() const { return width / 2 + 1; }
   int64_t rows() const { return batch * channels * height; }
-  int64_t row_pairs() const { return batch * channels * (height / 2 + 1); }  // k and -k, whose edges are conjugate
+  // What work is cut into: rows, or pairs of rows k and -k where the noise of one needs that of the other.
+  bool in_pairs() const { return seeds || norms; }
+  int64_t units() const { return in_pairs() ? batch * channels * (height / 2 + 1) : rows(); }
 };
 
 namespace cpu {
-// Runs the pairs [begin, end) of update.row_pairs(). Ranges may run in parallel.
+// Runs the units [begin, end) of update.units(). Ranges may run in parallel.
 void spectral_update(const SpectralUpdate& update, int64_t begin, int64_t end);
 }  // namespace cpu
 

@@ -29,7 +29,7 @@ void spectrum_combine(
     Tensor spectrum,
     int64_t width,
     Tensor drift,
-    Tensor gain,
+    std::optional<Tensor> gain,
     Tensor row,
     std::optional<Tensor> noise_spectrum,
     std::optional<Tensor> seeds,
@@ -51,8 +51,11 @@ void spectrum_combine(
   update.drift_is_complex = drift.dim() == 4;
   update.drift_per_channel = table_per_channel(drift, update, update.drift_is_complex ? 2 : 1);
   update.drift = drift.data_ptr();
-  update.gain_per_channel = table_per_channel(gain, update, 1);
-  update.gain = gain.data_ptr();
+  STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectrum_combine: noise needs a gain");
+  if (gain) {
+    update.gain_per_channel = table_per_channel(*gain, update, 1);
+    update.gain = gain->data_ptr();
+  }
   STD_TORCH_CHECK(
       dense(row, update.is_double) && (row.numel() == 2 || row.numel() == 2 * update.batch),
       "spectrum_combine: row must be [1 or B, 2]");
@@ -83,7 +86,7 @@ void spectrum_combine(
   }
   const int64_t wanted = update.seeds ? fastdiff::kRandomElementsPerThread : fastdiff::kElementsPerThread;
   torch::stable::parallel_for(
-      0, update.row_pairs(), std::max<int64_t>(1, wanted / (2 * width)),
+      0, update.units(), std::max<int64_t>(1, wanted / (update.in_pairs() ? 2 * width : width)),
       [&](int64_t begin, int64_t end) { fastdiff::cpu::spectral_update(update, begin, end); });
   if (norms) {  // rows in order: the same sum for any number of threads
     double* const sums = static_cast<double*>(norms->data_ptr());

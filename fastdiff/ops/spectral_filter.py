@@ -82,9 +82,9 @@ class SpectralResponse:
         """[C or 1, H, W // 2 + 1] over H W, for arithmetic in dtype; the adjoint's is conjugate."""
         key = (dtype, adjoint and not self.is_real)
         if key not in self._halves:
-            kept = self.full[:, :, : self.width // 2 + 1] / (self.height * self.width)
-            kept = kept.conj() if key[1] else kept
-            self._halves[key] = kept.to(_like(kept, dtype)).resolve_conj().contiguous()
+            kept = self.full[:, :, : self.width // 2 + 1]
+            kept = kept.to(_like(kept, dtype)) / (self.height * self.width)
+            self._halves[key] = (kept.conj() if key[1] else kept).resolve_conj().contiguous()
         return self._halves[key]
 
     @property
@@ -152,6 +152,8 @@ def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
     wide = wide_dtype(x)
     adjoint = response.half(wide, adjoint=True)
     tables = response.tables(x)
+    if tables is None and not (torch.compiler.is_compiling() or x.requires_grad):
+        return _transforms(x, response.half(wide), adjoint)  # a small image's time is the call's
     if tables is None:
         return torch.ops.fastdiff.spectral_filter.default(x, response.half(wide), adjoint)
     return torch.ops.fastdiff.spectral_filter_whole.default(x, *tables, precision)
@@ -274,12 +276,24 @@ def _transforms(x: Tensor, half: Tensor, adjoint_half: Tensor) -> Tensor:
     if not x.numel():
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     spectrum = torch.fft.rfft2(x.to(wide))
-    if half.is_complex():
-        spectrum.mul_(half)
-    else:
-        torch.view_as_real(spectrum).mul_(half[..., None])  # a complex product would cost a copy
+    multiply(spectrum, half, x.shape[3])
     y = torch.fft.irfft2(spectrum, s=x.shape[2:], norm="forward")
     return y.to(x.dtype).contiguous()
+
+
+def multiply(spectrum: Tensor, half: Tensor, width: int) -> None:
+    """spectrum <- half spectrum, in place: one pass, where torch's takes more (a real factor)."""
+    half = torch.view_as_real(half) if half.is_complex() else half
+    pairs, row = torch.view_as_real(spectrum), _one(spectrum.real.dtype, spectrum.device)
+    # Of the sampling moves (spectral_update.py): without noise it is this product.
+    torch.ops.fastdiff.spectrum_combine.default(
+        pairs, width, half, None, row, None, None, None, 0, None
+    )
+
+
+@cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
 
 
 def _whole(

@@ -62,6 +62,7 @@ from .spectral_filter import (
     SpectralResponse,
     fits_a_program,
     mirrored,
+    multiply,
     ready,
     whole_image_tables,
 )
@@ -109,7 +110,7 @@ class SpectralGains:
                 raise ValueError("skew must come without pixel: it adds to D = F^-1 R^2 F alone")
             self.drift = gain  # on either side of the pixel gain
         else:
-            squared = gain.full.square()
+            squared = gain.full.double().square()
             if skew is not None:
                 squared = torch.complex(*torch.broadcast_tensors(squared, _odd(skew).to(squared)))
             self.drift = SpectralResponse(squared)
@@ -432,7 +433,7 @@ def _direction(x: Tensor, score: Tensor, coefficients: Tensor) -> tuple[Tensor, 
 
 def _filtered(image: Tensor, half: Tensor) -> Tensor:
     spectrum = torch.fft.rfft2(image)
-    torch.view_as_real(spectrum).mul_(half[..., None])
+    multiply(spectrum, half, image.shape[3])
     return torch.fft.irfft2(spectrum, s=image.shape[2:], norm="forward")
 
 
@@ -445,7 +446,7 @@ def spectrum_combine_ref(
     spectrum: Tensor,
     width: int,
     drift: Tensor,
-    gain: Tensor,
+    gain: Tensor | None,
     row: Tensor,
     noise_spectrum: Tensor | None,
     seeds: Tensor | None,
@@ -455,16 +456,17 @@ def spectrum_combine_ref(
 ) -> None:
     """The pass over the half spectrum in plain PyTorch; complex numbers as pairs.
 
-    spectrum <- row_0 drift spectrum + row_1 gain noise, in place; with norms [B, 2], float64, only
+    spectrum <- row_0 drift spectrum + row_1 gain noise, in place (gain may be missing where there
+    is no noise); with norms [B, 2], float64, only
     the squared norms of row_0 drift spectrum and gain noise, in one unit.
     """
     value = torch.view_as_complex(spectrum)
     factors = row[..., None, None, None].unbind(1)
     direction = value * (torch.view_as_complex(drift) if drift.ndim == 4 else drift) * factors[0]
     noise = None
-    if noise_spectrum is not None:
+    if noise_spectrum is not None and gain is not None:
         noise = torch.view_as_complex(noise_spectrum) * gain
-    elif seeds is not None:
+    elif seeds is not None and gain is not None:
         shape = torch.Size((*value.shape[:3], width))
         number = number_of_stage(stage, stage_number)
         noise = spectral_noise_ref(seeds, shape, number, row.dtype) * gain
@@ -495,7 +497,7 @@ _library.define(
     "str precision, str norms) -> Tensor"
 )
 _library.define(
-    "spectrum_combine(Tensor(a!) spectrum, int width, Tensor drift, Tensor gain, Tensor row, "
+    "spectrum_combine(Tensor(a!) spectrum, int width, Tensor drift, Tensor? gain, Tensor row, "
     "Tensor? noise_spectrum, Tensor? seeds, Tensor? stage, int stage_number, Tensor(b!)? norms) "
     "-> ()"
 )
