@@ -329,15 +329,15 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 INTRODUCTION = """# PDS's claims, where the truth is known
 
-Ma et al. (ECCV 2022, IJCV 2025: "Accelerating score-based generative models with preconditioned
-diffusion sampling") say that preconditioning lets an off-the-shelf score model sample with up to
-29 times fewer iterations, at 1024 x 1024, without retraining. Their measure is FID on LSUN and
-FFHQ, which is not measured here. Here is the same sampler on Gaussian fields whose power falls
-as frequency^-2, as natural images' does, with the exact score: what preconditioning does to the
-spectrum, and nothing about what it does to a trained network's errors.
+Ma et al. (2022, arXiv 2207.02196, and 2023, arXiv 2302.06504) say that
+preconditioning lets an off-the-shelf score model sample with up to 29 times fewer iterations, at
+1024 x 1024, without retraining. Their measure is image quality on LSUN and FFHQ, which is not
+measured here. Here is the same sampler on Gaussian fields whose power falls as frequency^-2, as
+natural images' does, with the exact score: what preconditioning does to the spectrum, and nothing
+about what it does to a trained network's errors.
 
-Made by `python -m bench.claims_pds` on {machine}, torch {torch}; this page by `python -m
-bench.claims_pds --page`, from `bench/results/claims-pds.json`.
+Made by `python -m bench.claims_pds` on {machine}, torch {torch};
+this page by `python -m bench.claims_pds --page`, from `bench/results/claims-pds.json`.
 
 - **Sampler.** Preconditioned prior, one Langevin correction and one reverse-diffusion step for
   each of T noise levels, sigma_min 0.01, the published sigma_max and snr of two data sets at
@@ -348,16 +348,19 @@ bench.claims_pds --page`, from `bench/results/claims-pds.json`.
   predictor's shrinking cancels its inflation at the median frequency, for that T
   ([preconditioning](../preconditioning.md)). No other setting was tried.
 
-## Spectrum error against T""".replace("{bands}", str(BANDS))
+## Spectrum error against T
+""".replace("{bands}", str(BANDS))
 
-LEAST = f""" ## Iterations to an error
+LEAST = f"""
+## Iterations to an error
 
 The least T with an error of at most e for it and for every larger T up to {MOST_STEPS} (all T up
 to 200, then every hundredth part); in brackets how many times fewer than plain (below 1: more).
 
 """
 
-MALA = """ ## Langevin with acceptance
+MALA = """
+## Langevin with acceptance
 
 The corrector alone, as the Metropolis-adjusted Langevin algorithm on the field's exact density:
 steps of the size at which {target:g} of moves are accepted, measured ("run") over {run}
