@@ -1,0 +1,119 @@
+"""The photographs model's data, recipe and network."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastdiff.models.photographs import NoiseConditional
+from fastdiff.models.unet import UNetConfig
+from fastdiff.training import photographs
+
+pytest.importorskip("sklearn")
+TINY = UNetConfig(widths=(8, 16), blocks=1, heads=2)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    preset = photographs.PRESETS["cpu"]
+    loop = replace(preset.loop, log_every=1, evaluate_every=2, save_every=2)
+    small = replace(preset, unet=TINY, batch=4, size=16, loop=loop)
+    monkeypatch.setitem(photographs.PRESETS, "cpu", small)
+
+
+def test_the_held_out_part_is_never_trained_on():
+    """Two photographs, cut once: left to train on, right to judge by."""
+    fit, held = photographs.photographs()
+    assert [tuple(image.shape) for image in fit] == [(3, 213, 256)] * 2
+    assert [tuple(image.shape) for image in held] == [(3, 213, 64)] * 2
+    for image in (*fit, *held):
+        assert 0 <= float(image.min()) and float(image.max()) <= 1
+
+
+def test_crops_are_parts_of_the_images():
+    image = torch.arange(3 * 20 * 30).view(3, 20, 30) / 1800
+    found = photographs.crops([image], 200, 8, torch.Generator().manual_seed(0))
+    assert found.shape == (200, 3, 8, 8)
+    steps = (found[:, 0, 0, 1] - found[:, 0, 0, 0]) * 1800
+    assert set(steps.round().tolist()) == {1, -1}  # half of them mirrored
+    corners = {(int(c // 30), int(c % 30)) for c in (found.amin((1, 2, 3)) * 1800).round()}
+    assert max(row for row, _ in corners) == 12 and max(column for _, column in corners) == 22
+
+
+def test_levels_are_geometric_and_batches_depend_on_the_step_alone():
+    preset = photographs.PRESETS["cpu"]
+    levels = photographs.noise_levels(torch.tensor([0.0, 0.5, 1.0]), preset.sigma_max)
+    assert levels.tolist() == pytest.approx([0.01, math.sqrt(0.5), 50.0], rel=1e-6)
+    fit, _ = photographs.photographs()
+    batches = photographs.denoising_batches(fit, preset, "cpu")
+    one, two, other = (batches(0, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["x"], other["x"])
+    clean = one["x"] - one["sigma"].view(-1, 1, 1, 1) * one["noise"]
+    assert -1e-4 <= float(clean.min()) and float(clean.max()) <= 1 + 1e-4
+
+
+def test_the_network_is_told_log_sigma_and_shown_unit_inputs():
+    seen = {}
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, t):
+            seen.update(x=x, t=t)
+            return x
+
+    model = NoiseConditional(TINY, 0.01, 50.0)
+    model.unet = Spy()
+    sigma = torch.tensor([0.01, math.sqrt(0.5), 50.0])
+    noise = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model(0.41 + 0.32 * noise.roll(1, 0) + sigma.view(-1, 1, 1, 1) * noise, sigma)
+    torch.testing.assert_close(seen["t"], torch.tensor([0.0, 500.0, 1000.0]).double(),
+                               rtol=0, atol=1e-4)  # fmt: skip
+    assert seen["x"].std((1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert model.schedule.first == 50.0 and model.schedule.last == 0.01
+
+
+def test_presets_are_what_was_asked_for():
+    sizes = {name: preset.size for name, preset in photographs.PRESETS.items()}
+    assert sizes == {"cpu": 32, "gpu": 64}
+    model = NoiseConditional(photographs.PRESETS["cpu"].unet, 0.01, 50.0)
+    assert sum(p.numel() for p in model.parameters()) <= 1_000_000
+
+
+def test_training_stops_resumes_and_writes(tiny, tmp_path, monkeypatch):
+    """Through the command; broken off in between it is the same run."""
+    from safetensors.torch import load_file
+
+    from fastdiff.cli import app
+
+    arguments = ["train", "ve", "--out", str(tmp_path / "whole"), "--steps", "4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    loss, calls = photographs.denoising_loss, []
+
+    def broken(model, batch):
+        calls.append(model.training)
+        if sum(calls) == 4:  # three steps, one after the checkpoint, and evaluations
+            raise RuntimeError("the machine went down")
+        return loss(model, batch)
+
+    monkeypatch.setattr(photographs, "denoising_loss", broken)
+    with pytest.raises(RuntimeError, match="went down"):
+        photographs.train_photographs(tmp_path / "parts", steps=4, progress=False)
+    monkeypatch.setattr(photographs, "denoising_loss", loss)
+    photographs.train_photographs(tmp_path / "parts", steps=4, progress=False)
+    whole, parts = (load_file(tmp_path / f / "photographs.safetensors") for f in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    metadata = json.loads((tmp_path / "whole" / "photographs.json").read_text())
+    assert metadata["command"] == "fastdiff train ve --preset cpu --steps 4 --seed 0"
+    assert metadata["sigmas"] == [0.01, 50.0] and len(metadata["held_out_curve"]) == 2
+
+
+def test_bad_presets(tmp_path):
+    with pytest.raises(ValueError, match="preset must be one of cpu, gpu"):
+        photographs.train_photographs(tmp_path, "tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA device"):
+            photographs.train_photographs(tmp_path, "gpu")
