@@ -278,7 +278,9 @@ def spectral_update_unchecked(
             x, score, coefficients, *tables, seeds, stage, stage_number, precision, norms
         )
     wide = wide_dtype(x)
-    return torch.ops.fastdiff.spectral_update.default(
+    # As one op only where a graph is traced: to dispatch it costs as much as a small image.
+    run = torch.ops.fastdiff.spectral_update.default if torch.compiler.is_compiling() else _update
+    return run(
         x, score, coefficients, gains.drift.half(wide), gains.gain.half(wide), gains.pixel, noise,
         seeds, stage, stage_number, norms,
     )  # fmt: skip
