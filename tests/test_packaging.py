@@ -179,6 +179,29 @@ def test_without_torch(checkout):
     assert "pip install --no-build-isolation" in output
 
 
+@pytest.mark.parametrize(
+    ("toolkit", "wish", "says"),
+    [("12.4", "auto", "no CUDA kernels: nvcc in"),
+     ("13.1", "auto", "sources ['csrc/cuda/haar.cu']"),
+     ("12.4", "1", "sources ['csrc/cuda/haar.cu']"), ("13.1", "0", "sources []")],
+)  # fmt: skip
+def test_the_toolkit_is_that_of_torch(checkout, tmp_path, toolkit, wish, says):
+    """An nvcc of another major version than torch's is passed over, unless it is asked for."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {toolkit}, V{toolkit}.99'\n")
+    nvcc.chmod(0o755)
+    program = (
+        "import sys, types; source = open('setup.py').read(); "
+        "names = {}; exec(source[: source.index('ext_modules, cmdclass')], names); "
+        "torch = types.SimpleNamespace(version=types.SimpleNamespace(cuda='13.0')); "
+        f"home = types.SimpleNamespace(CUDA_HOME={str(tmp_path)!r}); "
+        "print('sources', names['cuda_sources'](torch, home))"
+    )
+    status, output = python("-c", program, cwd=checkout, FASTDIFF_CUDA=wish)
+    assert status == 0 and says in output, output
+
+
 def test_pure_python_wheel(checkout, environment, tmp_path):
     checked("setup.py", "-q", "bdist_wheel", cwd=checkout, FASTDIFF_EXT="0")
     wheel = next((checkout / "dist").glob("fastdiff_sampling-*-py3-none-any.whl"))
