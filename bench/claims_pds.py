@@ -307,8 +307,8 @@ def page(record: dict[str, Any]) -> str:
         rows.append((f"{r['size']} px", r["setting"], r["alpha"], *cells))
     text += _table(("size", "setting", "alpha", *(f"e = {e:g}" for e in ERRORS)), rows)
     text += (
-        f"\nThe largest saving here is {max(savings):.2g} times; 29 times does not show where scores "
-        "are exact.\n"
+        f"\nThe largest saving here is {max(savings):.2g} times; 29 times does not show where "
+        "scores are exact.\n"
     )
     text += MALA.format(error=MALA_ERROR, target=ACCEPTANCE, run=RUN, chains=CHAINS)
     text += _table(

@@ -314,10 +314,11 @@ class Run:
             output = self._direction(number, output)
             move = torch.cat([torch.ones_like(move[:, :1]), move[:, 3:]], 1)
         else:
-            move = move[:, [0, 2, 3]] if self.table.moves_state else move[:, 2:]
+            of_state = move[:, :1] if self.table.moves_state else move[:, :0]
+            move = torch.cat([of_state, move[:, 2:]], 1)
         stage = self.table.indices[number][:1]
         return spectral_update_unchecked(
-            x, output, gains, move.contiguous(), seeds, stage, 0, noise, "exact", norms
+            x, output, gains, move, seeds, stage, 0, noise, "exact", norms
         )
 
     def _stepped(

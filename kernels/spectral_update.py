@@ -230,23 +230,12 @@ def combine_plan(
     }
 
 
-def launch_combine(
-    spectrum: Tensor,
-    width: int,
-    drift: Tensor,
-    gain: Tensor | None,
-    row: Tensor,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    stage: Tensor | None,
-    stage_number: int,
-    norms: Tensor | None,
-) -> None:
-    """The pass over the half spectrum, or its norms [B, 2], on checked arguments."""
+def launch_combine(*tensors: Any) -> None:
+    """The pass over the half spectrum, or its norms [B, 2], on checked arguments of the op."""
+    spectrum, norms = tensors[0], tensors[-1]
     if spectrum.numel() == 0:
         return
-    fixed = (spectrum, width, drift, gain, row, noise, seeds, stage, stage_number)
-    grid, arguments = combine_plan(*fixed, norms)
+    grid, arguments = combine_plan(*tensors)
     with torch.cuda.device_of(spectrum):
         if norms is None:
             _combine_kernel[grid](**arguments)

@@ -365,3 +365,16 @@ def test_every_solver_is_clean(solver):
     seeds = torch.tensor([1, 2])
     found = check_capturable(sampler, torch.randn(2, 3, 8, 8), seeds=seeds, modules=[network])
     assert found == []
+
+
+@pytest.mark.parametrize("prediction", ["score", "v_prediction"])
+@pytest.mark.parametrize("pixel", [False, True])
+def test_preconditioned_loops_are_clean(pixel, prediction):
+    gain = 1 + torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) / 4
+    made = fastdiff.Preconditioner(torch.full((1, 8, 8), 1.1), gain if pixel else None)
+    sampler = fastdiff.Sampler(
+        lambda x, t: -x, fastdiff.NoiseSchedule.vp(), solver="predictor_corrector", steps=3,
+        prediction=prediction, preconditioner=made,
+    )  # fmt: skip
+    noise, seeds = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    assert fastdiff.check_capturable(lambda x, s: sampler(x, seeds=s), noise, seeds) == []
