@@ -7,6 +7,7 @@ carries over to large networks is the count of network calls and the distance pe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ import fastdiff
 from fastdiff.doctor import examine, warnings
 from fastdiff.machine import cpu_model
 from fastdiff.models import load_digits, load_digits_reference
+from fastdiff.models.photographs import load_photographs
 from fastdiff.ops import allocate_slots, multistep_step_ref, multistep_step_unchecked
+from fastdiff.training.photographs import crops, photographs
 from fastdiff.training.quality import Estimate, paired_error
 
 SEEDS = 64
 STEP_SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))
 # (label, solver, steps): what is sampled live, in the order of the columns.
+PHOTOGRAPH_STEPS, PHOTOGRAPHS = 20, 8  # noise levels of the preconditioned panel, and its images
 COLUMNS = (
     ("DDIM", "ddim", 50),
     ("DDIM", "ddim", 10),
@@ -53,7 +57,7 @@ class Column:
 
 
 def run(out: Path) -> None:
-    """The whole demo on one thread: tables on the terminal, demo.png and quality.png in `out`."""
+    """The whole demo on one thread: tables on the terminal, three pictures in `out`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -85,7 +89,9 @@ def run(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     draw_columns(columns, out / "demo.png")
     draw_quality(out / "quality.png")
-    console.print(f"\nPictures: {out / 'demo.png'}, {out / 'quality.png'}")
+    draw_photographs(out / "preconditioned.png")
+    names = ("demo.png", "quality.png", "preconditioned.png")
+    console.print(f"\nPictures: {', '.join(str(out / name) for name in names)}")
 
     slow = sample_column("DDIM", "ddim", 1000)
     fast = next(c for c in columns if (c.label, c.calls) == ("iPNDM", 10))
@@ -238,6 +244,47 @@ def draw_columns(columns: list[Column], path: Path, rows: int = 10) -> None:
         ha="center", fontsize=9, color="0.35",
     )  # fmt: skip
     figure.subplots_adjust(0.01, 0.035, 0.99, 0.915, wspace=0.06, hspace=0.06)
+    _save(figure, path)
+
+
+def photograph_rows() -> list[tuple[str, Tensor]]:
+    """(label, crops [N, 3, 32, 32] in [0, 1]): the same noises, plain and preconditioned."""
+    model, _ = load_photographs()
+    fit, _ = photographs()
+    real = crops(fit, 1000, 32, torch.Generator().manual_seed(0))
+    statistics = fastdiff.estimate_masks(real, flip=True)
+    rows = [("crops of the photographs", real[:PHOTOGRAPHS])]
+    for label, alpha in (("plain", math.inf), ("alpha 5", 5.0), ("alpha auto", "auto")):
+        made = fastdiff.Preconditioner.from_statistics(
+            statistics, alpha=alpha, steps=PHOTOGRAPH_STEPS, sigma_min=model.sigma_min,
+            sigma_max=model.sigma_max,
+        )  # fmt: skip
+        sampler = fastdiff.Sampler(
+            model, model.schedule, solver="predictor_corrector", steps=PHOTOGRAPH_STEPS,
+            preconditioner=made,
+        )  # fmt: skip
+        rows.append((label, sampler(seeds=list(range(PHOTOGRAPHS)), shape=(3, 32, 32)).clamp(0, 1)))
+    return rows
+
+
+def draw_photographs(path: Path) -> None:
+    """Preconditioned sampling of the photographs model: a row for each preconditioner."""
+    import matplotlib.pyplot as plt
+
+    rows = photograph_rows()
+    figure, axes = plt.subplots(
+        len(rows), PHOTOGRAPHS, figsize=(1.1 * PHOTOGRAPHS, 1.3 * len(rows))
+    )
+    for (label, images), line in zip(rows, axes, strict=True):
+        line[0].set_title(label, fontsize=10, loc="left")
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0))
+            axis.set_axis_off()
+    figure.text(
+        0.5, 0.012, f"predictor and corrector, {PHOTOGRAPH_STEPS} noise levels, the same noises",
+        ha="center", fontsize=9, color="0.35",
+    )  # fmt: skip
+    figure.subplots_adjust(0.01, 0.04, 0.99, 0.94, wspace=0.04, hspace=0.3)
     _save(figure, path)
 
 

@@ -16,7 +16,9 @@ def committed():
 
 
 def test_the_page_shows_the_committed_numbers(committed):
-    assert claims.PAGE.read_text() == claims.page(committed)
+    learned = json.loads(claims.LEARNED.read_text())
+    assert claims.PAGE.read_text() == claims.page(committed, learned)
+    assert learned["images"] >= 128 and len(learned["rows"]) == 12
 
 
 @pytest.mark.parametrize("alpha", claims.ALPHAS)

@@ -167,6 +167,18 @@ def test_demo_refuses_to_time_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) ->
         demo.fused_step("plms", x, torch.randn_like(x))
 
 
+def test_the_preconditioned_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same noises: other images with a preconditioner, all of them in range."""
+    monkeypatch.setattr(demo, "PHOTOGRAPH_STEPS", 3)
+    monkeypatch.setattr(demo, "PHOTOGRAPHS", 2)
+    (_, real), (_, plain), *others = demo.photograph_rows()
+    for images in (real, plain, *(images for _, images in others)):
+        assert images.shape == (2, 3, 32, 32) and 0 <= images.min() and images.max() <= 1
+    assert all(not torch.allclose(images, plain) for _, images in others)
+    demo.draw_photographs(tmp_path / "preconditioned.png")
+    assert (tmp_path / "preconditioned.png").stat().st_size > 10_000
+
+
 def test_demo_pictures(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Networks of our own: the reference UNet and the committed digits model."""
+"""Networks of our own: the reference UNet, the committed digits and photographs models."""
 
 from fastdiff.models.digits import (
     DigitFeatures,
@@ -6,13 +6,16 @@ from fastdiff.models.digits import (
     load_digits_features,
     load_digits_reference,
 )
+from fastdiff.models.photographs import NoiseConditional, load_photographs
 from fastdiff.models.unet import UNet, UNetConfig
 
 __all__ = [
     "DigitFeatures",
+    "NoiseConditional",
     "UNet",
     "UNetConfig",
     "load_digits",
     "load_digits_features",
     "load_digits_reference",
+    "load_photographs",
 ]

@@ -3,16 +3,19 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastdiff.models.photographs import NoiseConditional
+import fastdiff.models.photographs
+from fastdiff.models.photographs import NoiseConditional, load_photographs
 from fastdiff.models.unet import UNetConfig
 from fastdiff.training import photographs
 
 pytest.importorskip("sklearn")
+ASSETS = Path(fastdiff.models.photographs.__file__).parents[1] / "assets"
 TINY = UNetConfig(widths=(8, 16), blocks=1, heads=2)
 
 
@@ -117,3 +120,15 @@ def test_bad_presets(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a CUDA device"):
             photographs.train_photographs(tmp_path, "gpu")
+
+
+def test_the_committed_model_is_what_its_metadata_say():
+    model, metadata = load_photographs()
+    assert (ASSETS / "photographs.safetensors").stat().st_size <= 4e6
+    assert metadata == json.loads((ASSETS / "photographs.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == metadata["parameters"] <= 1_000_000
+    _, held = photographs.photographs()
+    preset = photographs.PRESETS["cpu"]
+    assert metadata["unet"] == json.loads(json.dumps(preset.unet.to_dict()))
+    found = photographs.held_out_denoising(held, preset, "held_out", "cpu")(model)["held_out"]
+    assert found == pytest.approx(metadata["best"]["held_out"], rel=1e-3)  # stored in float16
