@@ -277,12 +277,18 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write docs/claims/pds.md instead")
     options = parser.parse_args()
     if options.page:
-        PAGE.write_text(page(*(json.loads(path.read_text()) for path in (JSON, LEARNED))))
+        PAGE.write_text(page(*committed()))
         return
     JSON.write_text(json.dumps(measure(), indent=1) + "\n")
 
 
-def page(record: dict[str, Any], learned: dict[str, Any]) -> str:
+def committed() -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What this file measured, and what claims_pds_learned.py did, where it has been run."""
+    learned = json.loads(LEARNED.read_text()) if LEARNED.is_file() else None
+    return json.loads(JSON.read_text()), learned
+
+
+def page(record: dict[str, Any], learned: dict[str, Any] | None) -> str:
     """docs/claims/pds.md."""
     sampler, langevin = record["sampler"], record["langevin"]
     text = INTRODUCTION.format(machine=record["machine"], torch=record["torch"])
@@ -318,6 +324,8 @@ def page(record: dict[str, Any], learned: dict[str, Any]) -> str:
           f"{r['h']:.2g}", f"{r['acceptance']:.2f}" if "acceptance" in r else "",
           str(r["iterations"])) for r in langevin),
     )  # fmt: skip
+    if learned is None:
+        return f"{text}\nOn a learned score: not measured yet (`python -m bench.claims_pds_learned`).\n"
     text += LEARNT.format(**learned)
     text += _table(
         ("alpha", "T", "spectrum error", "distance (90 %)"),
