@@ -325,7 +325,8 @@ def page(record: dict[str, Any], learned: dict[str, Any] | None) -> str:
           str(r["iterations"])) for r in langevin),
     )  # fmt: skip
     if learned is None:
-        return f"{text}\nOn a learned score: not measured yet (`python -m bench.claims_pds_learned`).\n"
+        text += "\nOn a learned score: not measured yet (`python -m bench.claims_pds_learned`).\n"
+        return text
     text += LEARNT.format(**learned)
     text += _table(
         ("alpha", "T", "spectrum error", "distance (90 %)"),

@@ -32,7 +32,7 @@ from fastdiff.training.quality import Estimate, paired_error
 SEEDS = 64
 STEP_SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))
 # (label, solver, steps): what is sampled live, in the order of the columns.
-PHOTOGRAPH_STEPS, PHOTOGRAPHS = 20, 8  # noise levels of the preconditioned panel, and its images
+PHOTOGRAPH_STEPS, PHOTOGRAPHS = 50, 8  # noise levels of the preconditioned panel, and its images
 COLUMNS = (
     ("DDIM", "ddim", 50),
     ("DDIM", "ddim", 10),
