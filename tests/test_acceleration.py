@@ -55,7 +55,9 @@ def test_bad_input_is_named(tmp_path):
         ),
         diffusers.DDPMScheduler(),
     )  # fmt: skip
-    with pytest.raises(TypeError, match="a pipeline takes solver= and capture=.*got steps"):
+    with pytest.raises(
+        TypeError, match="a pipeline takes solver=, capture= and preconditioner=.*got steps"
+    ):
         fastdiff.accelerate(pipe, steps=10)
     with pytest.raises(TypeError, match="got scheduler"):
         fastdiff.accelerate(pipe, pipe.scheduler)
