@@ -22,6 +22,7 @@ import math
 import warnings
 import weakref
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ class SpectralResponse:
         self.is_real = not values.is_complex()
         self._halves: dict[tuple[torch.dtype, bool], Tensor] = {}
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+        self.kept: dict[str, Any] = {}  # what other ops make of it, for as long as it lives
         if self.is_real and max(self.height, self.width) <= LARGEST_WHOLE:
             self._tables = whole_image_tables(self.full)
 

@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import weakref
 
 import torch
 from torch import Tensor
@@ -89,7 +88,9 @@ class SpectralGains:
         pixel: Tensor | None = None,
         skew: Tensor | None = None,
     ) -> None:
-        gain = frequency if isinstance(frequency, SpectralResponse) else ready(frequency)
+        gain = (
+            frequency if isinstance(frequency, SpectralResponse) else ready(frequency, "frequency")
+        )
         if not gain.is_real:
             raise TypeError(f"frequency must be real, got {gain.full.dtype}")
         self.gain, self.pixel = gain, pixel
@@ -128,12 +129,6 @@ class SpectralGains:
     def device(self) -> torch.device:
         return self.gain.device
 
-    def tensors(self) -> list[Tensor]:
-        """All that a launch may read: what owns a recorded launch keeps these."""
-        halves = [response.half(wide) for response in (self.drift, self.gain)
-                  for wide in (torch.float32, torch.float64)]  # fmt: skip
-        return [*halves, *(self._tables or ()), *([] if self.pixel is None else [self.pixel])]
-
     def tables(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """What the whole-image kernel reads; None where it does not serve."""
         if self._tables is None or x.device.type != "cuda" or x.dtype == torch.float64:
@@ -149,9 +144,6 @@ class SpectralGains:
         here = {"cuda": _has_triton and "Triton", "cpu": _ext.HAS_EXT and "C++"}
         by = here.get(x.device.type) or "PyTorch"
         return f"transforms: torch.fft around one pass by {by}"
-
-
-_prepared: weakref.WeakKeyDictionary[SpectralResponse, SpectralGains] = weakref.WeakKeyDictionary()
 
 
 def spectral_predictor(
@@ -179,7 +171,7 @@ def spectral_predictor(
     argument.
     """
     return _moved(
-        "spectral_predictor", x, score, gains, coefficients, seeds, stage, noise, precision, "", 2
+        "spectral_predictor", x, score, gains, coefficients, seeds, stage, noise, precision, ""
     )
 
 
@@ -213,7 +205,7 @@ def spectral_langevin(
     if seeds is None and noise is None:
         raise ValueError("seeds or noise must be given, got neither")
     return _moved(
-        "spectral_langevin", x, score, gains, coefficients, seeds, stage, noise, precision, norms, 2
+        "spectral_langevin", x, score, gains, coefficients, seeds, stage, noise, precision, norms
     )
 
 
@@ -228,7 +220,6 @@ def _moved(
     noise: Tensor | None,
     precision: str,
     norms: str,
-    least: int,
 ) -> Tensor:
     require_dtype("x", x, *FLOATS)
     if x.ndim != 4:
@@ -290,9 +281,9 @@ def _made_ready(gains: SpectralGains | SpectralResponse | Tensor) -> SpectralGai
     if isinstance(gains, SpectralGains):
         return gains
     response = gains if isinstance(gains, SpectralResponse) else ready(gains, "gains")
-    if response not in _prepared:
-        _prepared[response] = SpectralGains(response)
-    return _prepared[response]
+    if "gains" not in response.kept:
+        response.kept["gains"] = SpectralGains(response)
+    return response.kept["gains"]
 
 
 def _odd(skew: Tensor) -> Tensor:
@@ -458,9 +449,9 @@ def spectrum_combine_ref(
 ) -> None:
     """The pass over the half spectrum in plain PyTorch; complex numbers as pairs.
 
-    spectrum <- row_0 drift spectrum + row_1 gain noise, in place (gain may be missing where there
-    is no noise); with norms [B, 2], float64, only
-    the squared norms of row_0 drift spectrum and gain noise, in one unit.
+    spectrum <- row_0 drift spectrum + row_1 gain noise, in place; no gain where there is no noise.
+    With norms [B, 2], float64, only the squared norms of row_0 drift spectrum and gain noise, in
+    one unit.
     """
     value = torch.view_as_complex(spectrum)
     factors = row[..., None, None, None].unbind(1)

@@ -1,7 +1,9 @@
 """Sampling moves through a preconditioner: against complex transforms, and as distributions."""
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -289,11 +291,18 @@ def test_opcheck_and_compile():
 
 
 def test_a_response_is_made_ready_once():
-    import fastdiff.ops.spectral_update as module
-
     response = SpectralResponse(FLAT)
     spectral_predictor(X, X, response, ROW)
-    made = module._prepared[response]
+    made = response.kept["gains"]
     spectral_predictor(X, X, response, ROW)
-    assert module._prepared[response] is made
+    assert response.kept["gains"] is made
     assert whole_image_tables(made.gain.full, less=1.0)[0].abs().max() == 0
+
+
+def test_what_is_kept_with_a_response_goes_with_it():
+    response = SpectralResponse(FLAT.clone())
+    spectral_predictor(X, X, response, ROW)
+    gone = weakref.ref(response)
+    del response
+    gc.collect()
+    assert gone() is None
