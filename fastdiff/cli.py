@@ -169,7 +169,7 @@ def ve(
     out: Annotated[Path, typer.Option(help="Folder of the run; resumed if it has one.")] = Path(
         "runs/photographs"
     ),
-    preset: Annotated[str, typer.Option(help="cpu (32 px, an hour) or gpu (64 px).")] = "cpu",
+    preset: Annotated[str, typer.Option(help="cpu (32 px, half an hour) or gpu (64 px).")] = "cpu",
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; the preset's own if not given.")
     ] = None,

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import fastdiff.models.photographs
-from fastdiff.models.photographs import NoiseConditional, load_photographs
+from fastdiff.models.photographs import DEVIATION, MEAN, NoiseConditional, load_photographs
 from fastdiff.models.unet import UNetConfig
 from fastdiff.training import photographs
 
@@ -59,23 +59,59 @@ def test_levels_are_geometric_and_batches_depend_on_the_step_alone():
     assert -1e-4 <= float(clean.min()) and float(clean.max()) <= 1 + 1e-4
 
 
-def test_the_network_is_told_log_sigma_and_shown_unit_inputs():
-    seen = {}
+class Spy(torch.nn.Module):
+    """In the UNet's place: keeps what it is shown and finds `value` everywhere."""
 
-    class Spy(torch.nn.Module):
-        def forward(self, x, t):
-            seen.update(x=x, t=t)
-            return x
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
 
+    def forward(self, x, t):
+        self.x, self.t = x, t
+        return torch.full_like(x, self.value)
+
+
+SIGMAS = torch.tensor([0.01, math.sqrt(0.5), 50.0])
+
+
+def spied(value):
     model = NoiseConditional(TINY, 0.01, 50.0)
-    model.unet = Spy()
-    sigma = torch.tensor([0.01, math.sqrt(0.5), 50.0])
+    model.unet = Spy(value)
+    return model
+
+
+def test_the_network_is_told_log_sigma_and_shown_unit_inputs():
+    model = spied(0.0)
     noise = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    model(0.41 + 0.32 * noise.roll(1, 0) + sigma.view(-1, 1, 1, 1) * noise, sigma)
-    torch.testing.assert_close(seen["t"], torch.tensor([0.0, 500.0, 1000.0]).double(),
+    pixels = MEAN + DEVIATION * noise.roll(1, 0)
+    model(pixels + SIGMAS.view(-1, 1, 1, 1) * noise, SIGMAS)
+    torch.testing.assert_close(model.unet.t, torch.tensor([0.0, 500.0, 1000.0]).double(),
                                rtol=0, atol=1e-4)  # fmt: skip
-    assert seen["x"].std((1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert model.unet.x.std((1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.05)
     assert model.schedule.first == 50.0 and model.schedule.last == 0.01
+
+
+def test_a_network_that_finds_nothing_is_right_about_normal_pixels():
+    """What it leaves has the size that its output is measured in, and is no part of x (regression
+    of the noise on x); the loss is then one at every level."""
+    generator = torch.Generator().manual_seed(0)
+    pixels, noise = torch.randn(2, 3, 3, 128, 128, generator=generator)
+    pixels = MEAN + DEVIATION * pixels
+    batch = photographs.noised(pixels, SIGMAS, noise)
+    left = noise - spied(0.0)(batch["x"], SIGMAS)
+    assert (left * (batch["x"] - MEAN)).mean((1, 2, 3)).abs().max() < 0.006
+    for i, sigma in enumerate(SIGMAS.tolist()):
+        wanted = DEVIATION / math.hypot(sigma, DEVIATION)
+        assert float(left[i].std()) == pytest.approx(wanted, rel=0.01)
+        one = {name: value[i : i + 1] for name, value in batch.items()}
+        assert float(photographs.denoising_loss(spied(0.0), one)) == pytest.approx(1, abs=0.02)
+
+
+def test_the_networks_errors_cost_x0_at_most_the_pixels_deviation():
+    """However large sigma is: x0 = x - sigma epsilon."""
+    x = torch.zeros(3, 3, 8, 8)
+    apart = SIGMAS.view(-1, 1, 1, 1) * (spied(1.0)(x, SIGMAS) - spied(0.0)(x, SIGMAS))
+    assert 0.009 < float(apart[0].max()) <= float(apart.max()) <= DEVIATION
 
 
 def test_presets_are_what_was_asked_for():
