@@ -20,8 +20,8 @@ from fastdiff.ops import (
     spectral_update_unchecked,
 )
 from fastdiff.ops.common import clamped
+from fastdiff.ops.half_spectrum import step_row
 from fastdiff.ops.multistep_step import stage_noise as drawn_noise
-from fastdiff.ops.spectral_update import step_row
 from fastdiff.tableau import Stage, Tableau
 
 LONGEST_PERIOD = 8  # recorded stages of a loop whose stages are of several kinds
@@ -62,11 +62,11 @@ class Table:
         self.rows = self._upload([launched.row(i) for i in numbers], dtype, device)
         self.indices = self._upload([launched.index(i) for i in numbers], torch.int32, device)
         self.variants = [(launched.read_width(i), len(stages[i].writes)) for i in numbers]
-        self.moves: list[Tensor] | None = None  # b, e, a, c of each
+        self.moves: list[Tensor] | None = None  # e, b, a, c of each
         if gains is not None or any(stage.langevin is not None for stage in stages):
             moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 4)) for i in numbers]
             self.moves = self._upload(moves, dtype, device)
-            self.moves_state, self.moves_sample = (
+            self.moves_sample, self.moves_state = (
                 any(move[:, column].any() for move in moves[1:]) for column in (0, 1)
             )
         self.identity = [stage.is_identity for stage in stages]
@@ -314,11 +314,10 @@ class Run:
             output = self._direction(number, output)
             move = torch.cat([torch.ones_like(move[:, :1]), move[:, 3:]], 1)
         else:
-            of_state = move[:, :1] if self.table.moves_state else move[:, :0]
-            move = torch.cat([of_state, move[:, 2:]], 1)
+            move = move[:, 1:] if self.table.moves_state else move[:, 2:]
         stage = self.table.indices[number][:1]
         return spectral_update_unchecked(
-            x, output, gains, move, seeds, stage, 0, noise, "exact", norms
+            x, output, gains, move.contiguous(), seeds, stage, 0, noise, "exact", norms
         )
 
     def _stepped(
@@ -335,7 +334,7 @@ class Run:
         if noise is None:
             assert seeds is not None
             noise = drawn_noise(x, seeds, self.table.indices[number][:1])
-        b, e, a, factor = self.table.moves[number].unbind(1)
+        e, b, a, factor = self.table.moves[number].unbind(1)
         direction = self._direction(number, output)
         squares = [t.reshape(self.batch, -1).square().sum(1) for t in (direction, noise)]
         h, root = step_row(torch.stack(squares, 1), factor, norms).unbind(1)
@@ -350,7 +349,7 @@ class Run:
         assert self.table.moves is not None
         x = self.views[self.tableau.stages[number].sees]
         apart = (-1, *(1 for _ in x.shape[1:]))
-        b, e, a, _ = (c.view(apart) for c in self.table.moves[number].unbind(1))
+        e, b, a, _ = (c.view(apart) for c in self.table.moves[number].unbind(1))
         direction = b * x
         if output is not None:
             model = output.to(x.dtype)

@@ -281,7 +281,7 @@ class Tableau:
         )
 
     def move(self, number: int) -> np.ndarray:
-        """A stage's change as x + (b x + e x0 + a F) + c z: b, e, a and c, float64 [1 or B, 4].
+        """A stage's change as x + (b x + e x0 + a F) + c z: e, b, a and c, float64 [1 or B, 4].
 
         With a Langevin step its direction, and its factor in place of c.
         """
@@ -291,7 +291,7 @@ class Tableau:
         of_state = np.asarray(first.slots.get(stage.sees, 0.0))
         if stage.langevin is None:
             of_state = of_state - 1.0
-        columns = (of_state, first.sample, first.output, last)
+        columns = (first.sample, of_state, first.output, last)
         return np.stack(
             [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
         )

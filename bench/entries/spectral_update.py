@@ -19,7 +19,7 @@ from fastdiff.ops import (
     spectral_predictor,
     spectral_update_ref,
 )
-from fastdiff.ops.spectral_update import spectral_noise_ref
+from fastdiff.ops.half_spectrum import spectral_noise_ref
 
 MOVES = ("predictor", "langevin")
 TIERS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

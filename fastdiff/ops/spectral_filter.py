@@ -9,8 +9,8 @@ Backends, named by `SpectralResponse.describe`:
 
 - whole image: one Triton launch of products with real bases (kernels/spectral_filter.py), for CUDA
   tensors of up to 64 x 64 (32 x 32 before sm_90), float32 or half precision, and a real response.
-- transforms: torch.fft's real transforms, with the scale folded into the response and the product
-  in place: everywhere else.
+- transforms: torch.fft's real transforms, with the scale folded into the response, a pass between
+  them and one after (half_spectrum.py): everywhere else.
 
 Arithmetic is float32, float64 for float64 images.
 """
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from .common import FLOATS, require_device, require_dtype, wide_dtype
+from .half_spectrum import hartley_like, inverted
 
 LARGEST_WHOLE = 64  # sides that one program holds
 PRECISIONS = ("exact", "fast")
@@ -81,12 +82,17 @@ class SpectralResponse:
         return self.full.device
 
     def half(self, dtype: torch.dtype, adjoint: bool = False) -> Tensor:
-        """[C or 1, H, W // 2 + 1] over H W, for arithmetic in dtype; the adjoint's is conjugate."""
+        """[C or 1, H, W // 2 + 1] over H W, for arithmetic in dtype: real, or pairs [..., 2].
+
+        The adjoint's is conjugate.
+        """
         key = (dtype, adjoint and not self.is_real)
         if key not in self._halves:
             kept = self.full[:, :, : self.width // 2 + 1]
             kept = kept.to(_like(kept, dtype)) / (self.height * self.width)
-            self._halves[key] = (kept.conj() if key[1] else kept).resolve_conj().contiguous()
+            if not self.is_real:
+                kept = torch.view_as_real((kept.conj() if key[1] else kept).resolve_conj())
+            self._halves[key] = kept.contiguous()
         return self._halves[key]
 
     @property
@@ -104,7 +110,7 @@ class SpectralResponse:
         """Which backend serves images like x."""
         if self.tables(x) is not None:
             return "whole image: one Triton launch"
-        return "transforms: torch.fft, the scale folded in"
+        return "transforms: torch.fft, the scale folded in, a pass between and one after"
 
 
 @cache
@@ -273,24 +279,21 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 
 def _transforms(x: Tensor, half: Tensor, adjoint_half: Tensor) -> Tensor:
-    """Real transforms around a product in place; the inverse's scale is in `half`."""
-    wide = wide_dtype(x)
+    return filtered(x, half)
+
+
+def filtered(x: Tensor, half: Tensor) -> Tensor:
+    """F^-1 [half F x] by real transforms, in x's dtype, contiguous; the scale is in `half`."""
+    wide, hartley = wide_dtype(x), hartley_like(x)
     if not x.numel():
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    spectrum = torch.fft.rfft2(x.to(wide))
-    multiply(spectrum, half, x.shape[3])
-    y = torch.fft.irfft2(spectrum, s=x.shape[2:], norm="forward")
-    return y.to(x.dtype).contiguous()
-
-
-def multiply(spectrum: Tensor, half: Tensor, width: int) -> None:
-    """spectrum <- half spectrum, in place: one pass, where torch's takes more (a real factor)."""
-    half = torch.view_as_real(half) if half.is_complex() else half
-    pairs, row = torch.view_as_real(spectrum), _one(spectrum.real.dtype, spectrum.device)
-    # Of the sampling moves (spectral_update.py): without noise it is this product.
+        return hartley.to(x.dtype)
+    spectrum = torch.view_as_real(torch.fft.rfft2(x if x.dtype == wide else x.to(wide)))
     torch.ops.fastdiff.spectrum_combine.default(
-        pairs, width, half, None, row, None, None, None, 0, None
+        spectrum, hartley, half, None, _one(wide, x.device), None, None, None, 0, 0
     )
+    if x.dtype == wide:
+        return inverted(hartley)
+    return inverted(hartley, y=torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Sampling moves through a preconditioner: one forward and one inverse transform for the whole.
+"""Sampling moves through a preconditioner: two transforms for the whole.
 
 Preconditioned diffusion sampling (Ma et al. 2022) passes the drift of an update through D = M M^T
 and its noise through M = F^-1 R F A, with a gain R for each frequency and A for each pixel:
@@ -12,24 +12,14 @@ there; the norms of an adaptive step come from the spectra (Parseval), on the de
 may be added to D: S = F^-1 i q F with q odd, which leaves the stationary law of Langevin dynamics
 alone.
 
-**The noise.** For a seed, a stage and an image [C, H, W] the standard normals n(c, k, j) are
-Philox's (philox.py, purpose 4) of element (c H + k) W' + j, where W' is W rounded up to even. They
-are the packed half spectrum of white noise z, F z = sqrt(H W / 2) w with
-
-    w(c, k, m) = n(c, k, 2 m) + i n(c, k, 2 m + 1)          0 < m < W / 2
-    w(c, k, m) = n(c, k, e) + i n(c, H - k, e)              0 < k < H / 2,  conjugate at H - k
-    w(c, k, m) = sqrt(2) n(c, k, e)                         k = 0 and k = H / 2
-
-for the column m = 0 (e = 0) and, where W is even, m = W / 2 (e = 1). With a pixel gain noise begins
-in space: it is that of `multistep_step`.
-
 Backends, named by `SpectralGains.describe`:
 
 - whole image: one Triton launch (two for an adaptive step) of products with real bases
   (kernels/spectral_update.py), for CUDA tensors of up to 64 x 64 (32 x 32 before sm_90), in float32
   or half precision, without a pixel gain, a skew part or noise that is given.
-- transforms: torch.fft's real transforms around one fused pass over the half spectrum, C++ on CPU
-  tensors (csrc/cpu/spectral.cpp), Triton on CUDA tensors; plain PyTorch without either.
+- transforms: torch.fft's real transforms, a fused pass between them and one after
+  (half_spectrum.py, which also defines the noise): C++ on CPU tensors, Triton on CUDA tensors,
+  plain PyTorch without either.
 
 Arithmetic is float32, float64 for float64 images.
 """
@@ -37,7 +27,6 @@ Arithmetic is float32, float64 for float64 images.
 from __future__ import annotations
 
 import importlib.util
-import math
 
 import torch
 from torch import Tensor
@@ -46,7 +35,6 @@ from .. import _ext
 from .common import (
     FLOATS,
     forbid_gradient,
-    number_of_stage,
     require_device,
     require_dtype,
     require_seeds,
@@ -54,20 +42,19 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
+from .half_spectrum import STEPS, hartley_like, inverted, step_row
 from .multistep_step import stage_noise
-from .philox import philox_normal_ref
 from .spectral_filter import (
     PRECISIONS,
     SpectralResponse,
+    filtered,
     fits_a_program,
     mirrored,
-    multiply,
     ready,
     whole_image_tables,
 )
 
-SPECTRAL_NOISE = 4  # a Philox purpose
-NORMS = ("sample", "batch")
+NORMS = STEPS[1:]
 
 
 class SpectralGains:
@@ -143,7 +130,7 @@ class SpectralGains:
             return "transforms: torch.fft twice around the pixel gain"
         here = {"cuda": _has_triton and "Triton", "cpu": _ext.HAS_EXT and "C++"}
         by = here.get(x.device.type) or "PyTorch"
-        return f"transforms: torch.fft around one pass by {by}"
+        return f"transforms: torch.fft, a pass between and one after by {by}"
 
 
 def spectral_predictor(
@@ -263,17 +250,18 @@ def spectral_update_unchecked(
     norms: str,
 ) -> Tensor:
     """Either move on checked arguments; norms: "" for the predictor's."""
+    step = STEPS.index(norms or "given")
     tables = gains.tables(x) if noise is None else None
     if tables is not None:
         return torch.ops.fastdiff.spectral_update_whole.default(
-            x, score, coefficients, *tables, seeds, stage, stage_number, precision, norms
+            x, score, coefficients, *tables, seeds, stage, stage_number, precision, step
         )
     wide = wide_dtype(x)
     # As one op only where a graph is traced: to dispatch it costs as much as a small image.
     run = torch.ops.fastdiff.spectral_update.default if torch.compiler.is_compiling() else _update
     return run(
         x, score, coefficients, gains.drift.half(wide), gains.gain.half(wide), gains.pixel, noise,
-        seeds, stage, stage_number, norms,
+        seeds, stage, stage_number, step,
     )  # fmt: skip
 
 
@@ -329,41 +317,7 @@ def spectral_update_ref(
     return (changed if coloured is None else changed + last * coloured).to(x.dtype)
 
 
-def spectral_noise_ref(seeds: Tensor, shape: torch.Size, stage: int, dtype: torch.dtype) -> Tensor:
-    """F z of the white noise z of images [B, C, H, W]: [B, C, H, W // 2 + 1] complex."""
-    batch, channels, height, width = shape
-    packed = (width + 1) // 2 * 2
-    n = philox_normal_ref(seeds, channels * height * packed, stage, SPECTRAL_NOISE)
-    n = n.view(batch, channels, height, packed).to(dtype)
-    w = torch.complex(n[..., 0::2], n[..., 1::2])
-    edges = [0] if width % 2 else [0, 1]
-    mirror = (-torch.arange(height, device=seeds.device)) % height
-    upper = torch.arange(height, device=seeds.device) < mirror
-    real = torch.arange(height, device=seeds.device) == mirror
-    columns = []
-    for edge in edges:
-        mine, theirs = n[..., edge], n[:, :, mirror, edge]
-        column = torch.complex(torch.where(upper, mine, theirs), torch.where(upper, theirs, -mine))
-        columns.append(torch.where(real, (math.sqrt(2) * mine).to(column.dtype), column))
-    inside = w[..., 1:]
-    parts = [columns[0][..., None], inside, *(column[..., None] for column in columns[1:])]
-    return math.sqrt(height * width / 2) * torch.cat(parts, -1)
-
-
-# == The passes ====================================================================================
-
-
-def step_row(squares: Tensor, factor: Tensor, norms: str) -> Tensor:
-    """(h, sqrt(2 h)) [1 or B, 2] of an adaptive step.
-
-    squares: [B, 2], squared norms of direction and noise of each sample; factor: k [1 or B].
-    """
-    if norms == "batch":
-        direction, noise = squares.sqrt().mean(0)
-        h = factor * (noise / direction).square()
-    else:
-        h = factor * (squares[:, 1] / squares[:, 0])
-    return torch.stack([h, (2 * h).sqrt()], 1)
+# == The forms =====================================================================================
 
 
 def _update(
@@ -377,42 +331,27 @@ def _update(
     seeds: Tensor | None,
     stage: Tensor | None,
     stage_number: int,
-    norms: str,
+    step: int,
 ) -> Tensor:
-    """Real transforms around one pass over the half spectrum; the tables hold the scale."""
-    y = torch.empty_like(x)
+    """Real transforms and the passes between and after them; the tables hold the scale."""
     if not x.numel():
-        return y
+        return torch.empty_like(x)
     wide = wide_dtype(x)
     direction, row = _direction(x, score, coefficients)
-    direction = direction.to(wide)
+    direction = direction if direction.dtype == wide else direction.to(wide)
     if pixel is not None:
-        direction = _filtered(direction, gain) * pixel.to(wide).square()
+        direction = filtered(direction, gain) * pixel.to(wide).square()
         if noise is None and seeds is not None:
             noise = stage_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
-    spectrum = torch.fft.rfft2(direction)
-    noise_spectrum = None if noise is None else torch.fft.rfft2(noise.to(wide))
-
-    def combine(row: Tensor, norms: Tensor | None = None) -> None:
-        torch.ops.fastdiff.spectrum_combine.default(
-            _real(spectrum), x.shape[3], _real(drift), gain, row, _real(noise_spectrum), seeds,
-            stage, stage_number, norms,
-        )  # fmt: skip
-
-    if norms:
-        squares = torch.empty((len(x), 2), dtype=torch.float64, device=x.device)
-        combine(row, squares)
-        row = _stepped(row, squares.to(wide), norms)
-    combine(row)
-    change = torch.fft.irfft2(spectrum, s=x.shape[2:], norm="forward")
-    return torch.add(x, change.to(x.dtype), out=y) if x.dtype == wide else y.copy_(x + change)
-
-
-def _stepped(row: Tensor, squares: Tensor, norms: str) -> Tensor:
-    """The factors (a h, sqrt(2 h)) of an adaptive step, from (a, k)."""
-    steps = step_row(squares, row[:, 1], norms)
-    return torch.stack([row[:, 0] * steps[:, 0], steps[:, 1]], 1)
+    spectrum = torch.view_as_real(torch.fft.rfft2(direction))
+    noise_spectrum = None if noise is None else torch.view_as_real(torch.fft.rfft2(noise.to(wide)))
+    hartley = hartley_like(x)
+    torch.ops.fastdiff.spectrum_combine.default(
+        spectrum, hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step
+    )
+    in_place = x.dtype == wide and x.is_contiguous()
+    return inverted(hartley, x, None if in_place else torch.empty_like(x))
 
 
 def _direction(x: Tensor, score: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
@@ -424,75 +363,18 @@ def _direction(x: Tensor, score: Tensor, coefficients: Tensor) -> tuple[Tensor, 
     return direction, torch.cat([torch.ones_like(coefficients[:, :1]), coefficients[:, 2:]], 1)
 
 
-def _filtered(image: Tensor, half: Tensor) -> Tensor:
-    spectrum = torch.fft.rfft2(image)
-    multiply(spectrum, half, image.shape[3])
-    return torch.fft.irfft2(spectrum, s=image.shape[2:], norm="forward")
-
-
-def _real(values: Tensor | None) -> Tensor | None:
-    """Complex numbers as pairs of real ones."""
-    return torch.view_as_real(values) if values is not None and values.is_complex() else values
-
-
-def spectrum_combine_ref(
-    spectrum: Tensor,
-    width: int,
-    drift: Tensor,
-    gain: Tensor | None,
-    row: Tensor,
-    noise_spectrum: Tensor | None,
-    seeds: Tensor | None,
-    stage: Tensor | None,
-    stage_number: int,
-    norms: Tensor | None,
-) -> None:
-    """The pass over the half spectrum in plain PyTorch; complex numbers as pairs.
-
-    spectrum <- row_0 drift spectrum + row_1 gain noise, in place; no gain where there is no noise.
-    With norms [B, 2], float64, only the squared norms of row_0 drift spectrum and gain noise, in
-    one unit.
-    """
-    value = torch.view_as_complex(spectrum)
-    factors = row[..., None, None, None].unbind(1)
-    direction = value * (torch.view_as_complex(drift) if drift.ndim == 4 else drift) * factors[0]
-    noise = None
-    if noise_spectrum is not None and gain is not None:
-        noise = torch.view_as_complex(noise_spectrum) * gain
-    elif seeds is not None and gain is not None:
-        shape = torch.Size((*value.shape[:3], width))
-        number = number_of_stage(stage, stage_number)
-        noise = spectral_noise_ref(seeds, shape, number, row.dtype) * gain
-    if norms is None:
-        value.copy_(direction if noise is None else direction + factors[1] * noise)
-        return
-    twice = torch.full((value.shape[3],), 2.0, device=row.device, dtype=torch.float64)
-    twice[0] = 1
-    if width % 2 == 0:
-        twice[-1] = 1
-    norms.zero_()
-    for column, part in enumerate((direction, noise)):
-        if part is not None:
-            norms[:, column] = (part.abs().double().square() * twice).flatten(1).sum(1)
-
-
 # == Registration ==================================================================================
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _library.define(
     "spectral_update(Tensor x, Tensor score, Tensor coefficients, Tensor drift, Tensor gain, "
-    "Tensor? pixel, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, str norms) "
+    "Tensor? pixel, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) "
     "-> Tensor"
 )
 _library.define(
     "spectral_update_whole(Tensor x, Tensor score, Tensor coefficients, Tensor drift, Tensor gain, "
     "Tensor row_basis, Tensor column_basis, Tensor? seeds, Tensor? stage, int stage_number, "
-    "str precision, str norms) -> Tensor"
-)
-_library.define(
-    "spectrum_combine(Tensor(a!) spectrum, int width, Tensor drift, Tensor? gain, Tensor row, "
-    "Tensor? noise_spectrum, Tensor? seeds, Tensor? stage, int stage_number, Tensor(b!)? norms) "
-    "-> ()"
+    "str precision, int step) -> Tensor"
 )
 
 
@@ -508,27 +390,17 @@ def _whole(
     stage: Tensor | None,
     stage_number: int,
     precision: str,
-    norms: str,
+    step: int,
 ) -> Tensor:
     from ..kernels.spectral_update import launch_whole
 
     y = torch.empty_like(x)
     direction, row = _direction(x, score, coefficients)
-    tensors = (
-        direction, drift, gain, row_basis, column_basis, seeds, stage, stage_number, precision
+    launch_whole(
+        x, y, row, direction, drift, gain, row_basis, column_basis, seeds, stage, stage_number,
+        precision, step,
     )  # fmt: skip
-    if norms:
-        parts = torch.empty((*x.shape[:2], 2), dtype=torch.float32, device=x.device)
-        launch_whole(x, parts, row, *tensors, norms=True)
-        row = _stepped(row, parts.sum(1), norms)
-    launch_whole(x, y, row, *tensors)
     return y
-
-
-def _combine_cuda(*arguments: object) -> None:
-    from ..kernels.spectral_update import launch_combine
-
-    launch_combine(*arguments)
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:
@@ -538,11 +410,7 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 _has_triton = importlib.util.find_spec("triton") is not None
 for _device in ("CPU", "CUDA"):
     _library.impl("spectral_update", _update, _device)
-_library.impl("spectrum_combine", _combine_cuda if _has_triton else spectrum_combine_ref, "CUDA")
-if not _ext.HAS_EXT:
-    _library.impl("spectrum_combine", spectrum_combine_ref, "CPU")
 if _has_triton:
     _library.impl("spectral_update_whole", _whole, "CUDA")
 for _name in ("spectral_update", "spectral_update_whole"):
     torch.library.register_fake(f"fastdiff::{_name}", _fake, lib=_library)
-torch.library.register_fake("fastdiff::spectrum_combine", lambda *_: None, lib=_library)

@@ -9,15 +9,15 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.spectral_filter import serves  # noqa: E402
-from fastdiff.kernels.spectral_update import launch_combine, launch_whole  # noqa: E402
+from fastdiff.kernels.spectral_update import launch_whole  # noqa: E402
 from fastdiff.ops import (  # noqa: E402
     SpectralGains,
     spectral_langevin,
     spectral_predictor,
     spectral_update_ref,
 )
+from fastdiff.ops.half_spectrum import STEPS, spectral_noise_ref  # noqa: E402
 from fastdiff.ops.spectral_filter import mirrored, whole_image_tables  # noqa: E402
-from fastdiff.ops.spectral_update import spectral_noise_ref, spectrum_combine_ref  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -57,49 +57,30 @@ def test_whole_images(size):
         (gains(1, size), rows[1], "fast"),
     ):
         y = torch.full_like(x, math.nan)
-        launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision)
+        launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision, 0)
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z)
         error = (y.double() - wanted).norm() / (wanted - x).norm()
         assert float(error) <= TIERS[precision]
         y = torch.full_like(x, math.nan)
-        launch_whole(x, y, row, score, *tables(made), None, None, 0, precision)
+        launch_whole(x, y, row, score, *tables(made), None, None, 0, precision, 0)
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double())
         assert float((y.double() - wanted).norm() / (wanted - x).norm()) <= TIERS[precision]
 
 
-def test_norms_of_whole_images():
+@pytest.mark.parametrize("norms", STEPS[1:])
+def test_adaptive_steps_of_whole_images(norms):
     size, seeds = (32, 28), torch.tensor([3, -4], device=DEVICE)
-    made, (x, score) = gains(3, size), images((2, 3, 32, 28))
+    x, score = images((2, 3, 32, 28))
+    score[1] *= 3
     z = torch.fft.irfft2(spectral_noise_ref(seeds, x.shape, 2, torch.float64), s=size)
-    parts = torch.full((2, 3, 2), math.nan, device=DEVICE)
-    row = torch.tensor([[-0.3, 1.0]], device=DEVICE)
-    launch_whole(x, parts, row, score, *tables(made), seeds, None, 2, "exact", norms=True)
-    zero, unit = torch.zeros_like(score).double(), torch.ones(1, 2, dtype=torch.float64)
-    drift = row.double() * torch.tensor([[1, 0]], device=DEVICE)
-    wanted = [spectral_update_ref(x.double(), score.double(), made, drift) - x.double(),
-              spectral_update_ref(zero, zero, made, unit.to(DEVICE), z)]  # fmt: skip
-    wanted = torch.stack([image.square().sum((2, 3)) for image in wanted], -1)
-    torch.testing.assert_close(parts.double(), wanted, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (4, 6), (5, 6), (6, 5), (3, 70), (24, 64), (6, 300)])
-def test_the_pass_over_a_half_spectrum(size):
-    made, (x, other) = gains(3, size, skew=True), images((2, 3, *size))
-    seeds = torch.tensor([3, -4], device=DEVICE)
-    row = torch.tensor([[0.4, 1.5], [2.0, 0.0]], device=DEVICE)
-    spectrum, given = (torch.view_as_real(torch.fft.rfft2(image)) for image in (x, other))
-    for noise, drawn in ((None, seeds), (given, None), (None, None)):
-        for response, norms in ((made.drift, False), (made.gain, False), (made.drift, True)):
-            half = response.half(torch.float32)
-            half = torch.view_as_real(half) if half.is_complex() else half
-            results = []
-            for run in (launch_combine, spectrum_combine_ref):
-                value = spectrum.clone()
-                sums = torch.zeros(2, 2, dtype=torch.float64, device=DEVICE) if norms else None
-                run(value, size[1], half, made.gain.half(torch.float32), row, noise, drawn, None, 9,
-                    sums)  # fmt: skip
-                results.append(value if sums is None else sums)
-            torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    row = torch.tensor([[-0.3, 0.1], [0.5, 0.2]], device=DEVICE)
+    for channels in (1, 3):
+        made, y = gains(channels, size), torch.full_like(x, math.nan)
+        arguments = (score, *tables(made), seeds, None, 2, "exact", STEPS.index(norms))
+        launch_whole(x, y, row, *arguments)
+        wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z, norms)
+        error = (y.double() - wanted).norm() / (wanted - x).norm()
+        assert float(error) <= TIERS["exact"]
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU")

@@ -159,7 +159,7 @@ def test_pytorchs_machinery():
 def test_empty_batches_and_what_serves():
     ready = SpectralResponse(response(1, 8, 8))
     assert spectral_filter(torch.empty(0, 3, 8, 8), ready).shape == (0, 3, 8, 8)
-    assert ready.describe(torch.empty(1, 3, 8, 8)) == "transforms: torch.fft, the scale folded in"
+    assert ready.describe(torch.empty(1, 3, 8, 8)).startswith("transforms: torch.fft, the scale")
 
 
 X, ONES = torch.zeros(2, 3, 8, 8), torch.ones(1, 8, 8)

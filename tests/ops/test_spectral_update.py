@@ -19,8 +19,13 @@ from fastdiff.ops import (
     spectral_predictor,
     spectral_update_ref,
 )
+from fastdiff.ops.half_spectrum import (
+    hartley_add_ref,
+    hartley_ref,
+    spectral_noise_ref,
+    spectrum_combine_ref,
+)
 from fastdiff.ops.spectral_filter import mirrored, whole_image_tables
-from fastdiff.ops.spectral_update import spectral_noise_ref, spectrum_combine_ref
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (3, 4), (4, 3), (5, 7), (8, 6), (16, 16), (33, 20)]
@@ -131,7 +136,7 @@ def test_the_noise_is_the_transform_of_white_noise(size):
         unit = torch.zeros(1, n, dtype=torch.float64)
         unit[0, place] = 1
         with pytest.MonkeyPatch.context() as patch:
-            import fastdiff.ops.spectral_update as module
+            import fastdiff.ops.half_spectrum as module
 
             patch.setattr(module, "philox_normal_ref", lambda *_, unit=unit: unit)
             spectrum = spectral_noise_ref(torch.tensor([0]), shape, 0, torch.float64)
@@ -204,29 +209,58 @@ def test_nan_stays_in_its_sample():
         assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
+def test_the_hartley_spectrum_undoes_itself():
+    """Re F h - Im F h = H W y for h = Re F y - Im F y, by whole transforms and from halves."""
+    for size in SIZES:
+        y = images((2, 3, *size), torch.float64)[0]
+        whole = torch.fft.fft2(y)
+        h = hartley_ref(torch.fft.rfft2(y), size[1])
+        close(h, whole.real - whole.imag, 1e-12)
+        close(hartley_ref(torch.fft.rfft2(h), size[1]), math.prod(size) * y, 1e-12)
+
+
 @pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
-def test_the_pass_in_cpp_is_the_definition():
-    for size, dtype in itertools.product(SIZES, (torch.float32, torch.float64)):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_pass_between_in_cpp_is_the_definition(dtype):
+    for size in SIZES:
         made = gains(3, *size, skew=True, dtype=dtype)
-        spectrum = torch.view_as_real(torch.fft.rfft2(images((2, 3, *size), dtype)[0]))
+        x, z = (torch.view_as_real(torch.fft.rfft2(v)) for v in images((2, 3, *size), dtype)[:2])
         row = torch.tensor([[0.4, 1.5], [2.0, 0.0]], dtype=dtype)
-        for drift, norms in itertools.product((made.drift, made.gain), (False, True)):
-            half = drift.half(dtype)
-            half = torch.view_as_real(half) if half.is_complex() else half
+        kinds = [(None, SEEDS, 0), (None, SEEDS, 1), (None, SEEDS, 2), (z, None, 0), (z, None, 2),
+                 (None, None, 0)]  # fmt: skip
+        for drift, (noise, seeds, step) in itertools.product((made.drift, made.gain), kinds):
             results = []
             for run in (torch.ops.fastdiff.spectrum_combine.default, spectrum_combine_ref):
-                value = spectrum.clone()
-                sums = torch.zeros(2, 2, dtype=torch.float64) if norms else None
-                run(value, size[1], half, made.gain.half(dtype), row, None,
-                    torch.tensor([3, 4]), None, 9, sums)  # fmt: skip
-                results.append(value if sums is None else sums)
-            tier = 1e-12 if dtype == torch.float64 else 1e-6
-            close(results[0], results[1], tier)
+                h = torch.full((2, 3, *size), math.nan, dtype=dtype)
+                run(
+                    x, h, drift.half(dtype), made.gain.half(dtype), row, noise, seeds, None, 9, step
+                )
+                results.append(h)
+            close(results[0], results[1], 1e-12 if dtype == torch.float64 else 2e-6)
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_last_pass_in_cpp_is_the_definition(dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for size, layout in itertools.product(SIZES, ("contiguous", "last", "slice", "none")):
+        spectrum = torch.view_as_real(torch.fft.rfft2(images((2, 3, *size), wide)[0]))
+        x = images((2, 3, *size), dtype)[1]
+        if layout == "last":
+            x = x.contiguous(memory_format=torch.channels_last)
+        elif layout == "slice":
+            x = torch.cat([x, x], 3)[..., ::2]
+        results = []
+        for run in (torch.ops.fastdiff.hartley_add.default, hartley_add_ref):
+            y = torch.full_like(x, math.nan)
+            run(spectrum, None if layout == "none" else x, y)
+            results.append(y)
+        assert torch.equal(*results)
 
 
 def test_describe_names_the_backend():
     made, x = gains(3, 8, 8), torch.zeros(2, 3, 8, 8)
-    assert made.describe(x).startswith("transforms: torch.fft around one pass by ")
+    assert made.describe(x).startswith("transforms: torch.fft, a pass between and one after")
     assert "twice around the pixel gain" in gains(3, 8, 8, pixel=True).describe(x)
 
 
@@ -274,13 +308,16 @@ def test_bad_input(call, error, says):
 def test_opcheck_and_compile():
     made, (x, score, z) = gains(3, 6, 8, dtype=torch.float32), images((2, 3, 6, 8), torch.float32)
     halves = made.drift.half(torch.float32), made.gain.half(torch.float32)
-    for noise, seeds, norms in ((z, None, ""), (None, SEEDS, "sample"), (None, None, "")):
-        arguments = (x, score, ROW, *halves, None, noise, seeds, None, 0, norms)
+    for noise, seeds, step in ((z, None, 0), (None, SEEDS, 1), (None, None, 0)):
+        arguments = (x, score, ROW, *halves, None, noise, seeds, None, 0, step)
         torch.library.opcheck(torch.ops.fastdiff.spectral_update.default, arguments)
     spectrum = torch.view_as_real(torch.fft.rfft2(x)).clone()
     torch.library.opcheck(
         torch.ops.fastdiff.spectrum_combine.default,
-        (spectrum, 8, *halves, ROW, None, SEEDS, None, 0, None),
+        (spectrum, torch.empty_like(x), *halves, ROW, None, SEEDS, None, 0, 0),
+    )
+    torch.library.opcheck(
+        torch.ops.fastdiff.hartley_add.default, (spectrum, x, torch.empty_like(x))
     )
     move = torch.compile(
         lambda x, score: spectral_predictor(x, score, made, ROW, SEEDS), fullgraph=True,

@@ -1,0 +1,175 @@
+// The passes over half spectra for CPU tensors.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "half_spectrum.h"
+#include "tensors.h"
+
+namespace {
+
+using fastdiff::ScalarType;
+using fastdiff::Tensor;
+using fastdiff::type_of;
+
+enum Step : int64_t { kGiven, kSample, kBatch };  // where a move's length comes from
+
+bool dense(const Tensor& tensor, bool is_double) {
+  return tensor.is_contiguous() && type_of(tensor) == (is_double ? fastdiff::Type::f64 : fastdiff::Type::f32);
+}
+
+// Whether a table is [1 or channels, height, columns] with so many numbers an entry; says if it is one for each channel.
+bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& combine, int64_t numbers) {
+  const int64_t one = combine.height * combine.columns() * numbers;
+  STD_TORCH_CHECK(
+      dense(table, combine.is_double) && (table.numel() == one || table.numel() == one * combine.channels),
+      "spectrum_combine: a table must be [1 or C, H, W // 2 + 1]");
+  return table.numel() != one;
+}
+
+// The rows (a h, sqrt(2 h)) of adaptive steps of (a, k), h = k (|noise| / |direction|)^2: of each sample, or of the
+// means over the batch. squares: [batch, channels, height, 2], those of direction and noise.
+template <class S>
+std::vector<S> adaptive_rows(const fastdiff::SpectrumCombine& combine, const std::vector<double>& squares, bool per_batch) {
+  const S* const row = static_cast<const S*>(combine.row);
+  const int64_t each = combine.channels * combine.height;
+  std::vector<double> direction(combine.batch), noise(combine.batch);  // norms
+  double all_direction = 0, all_noise = 0;
+  for (int64_t b = 0; b < combine.batch; ++b) {
+    for (int64_t r = b * each; r < (b + 1) * each; ++r) {  // in order: the same sum for any number of threads
+      direction[b] += squares[2 * r];
+      noise[b] += squares[2 * r + 1];
+    }
+    all_direction += direction[b] = std::sqrt(direction[b]);
+    all_noise += noise[b] = std::sqrt(noise[b]);
+  }
+  std::vector<S> rows(2 * combine.batch);
+  for (int64_t b = 0; b < combine.batch; ++b) {
+    const S* const given = row + (combine.row_per_sample ? 2 * b : 0);
+    const double ratio = per_batch ? all_noise / all_direction : noise[b] / direction[b];
+    const double h = static_cast<double>(given[1]) * ratio * ratio;
+    rows[2 * b] = static_cast<S>(static_cast<double>(given[0]) * h);
+    rows[2 * b + 1] = static_cast<S>(std::sqrt(2 * h));
+  }
+  return rows;
+}
+
+void spectrum_combine(
+    Tensor spectrum,
+    Tensor hartley,
+    Tensor drift,
+    std::optional<Tensor> gain,
+    Tensor row,
+    std::optional<Tensor> noise_spectrum,
+    std::optional<Tensor> seeds,
+    std::optional<Tensor> stage,
+    int64_t stage_number,
+    int64_t step) {
+  STD_TORCH_CHECK(spectrum.dim() == 5 && spectrum.size(4) == 2, "spectrum_combine: spectrum must be [B, C, H, W // 2 + 1, 2]");
+  fastdiff::SpectrumCombine combine{};
+  combine.batch = spectrum.size(0);
+  combine.channels = spectrum.size(1);
+  combine.height = spectrum.size(2);
+  combine.width = hartley.dim() == 4 ? hartley.size(3) : 0;
+  if (spectrum.numel() == 0) return;
+  combine.is_double = type_of(spectrum) == fastdiff::Type::f64;
+  STD_TORCH_CHECK(
+      spectrum.size(3) == combine.columns() && dense(spectrum, combine.is_double),
+      "spectrum_combine: spectrum must be contiguous, float32 or float64, of that width");
+  STD_TORCH_CHECK(
+      dense(hartley, combine.is_double) && hartley.numel() == combine.rows() * combine.width,
+      "spectrum_combine: hartley must be [B, C, H, W], contiguous, the real dtype of spectrum");
+  combine.hartley = hartley.data_ptr();
+  combine.spectrum = spectrum.data_ptr();
+  combine.drift_is_complex = drift.dim() == 4;
+  combine.drift_per_channel = table_per_channel(drift, combine, combine.drift_is_complex ? 2 : 1);
+  combine.drift = drift.data_ptr();
+  STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectrum_combine: noise needs a gain");
+  if (gain) {
+    combine.gain_per_channel = table_per_channel(*gain, combine, 1);
+    combine.gain = gain->data_ptr();
+  }
+  STD_TORCH_CHECK(
+      dense(row, combine.is_double) && (row.numel() == 2 || row.numel() == 2 * combine.batch),
+      "spectrum_combine: row must be [1 or B, 2]");
+  combine.row = row.data_ptr();
+  combine.row_per_sample = row.numel() != 2;
+  if (noise_spectrum) {
+    STD_TORCH_CHECK(
+        noise_spectrum->numel() == spectrum.numel() && dense(*noise_spectrum, combine.is_double),
+        "spectrum_combine: noise_spectrum must be like spectrum");
+    combine.noise_spectrum = noise_spectrum->data_ptr();
+  }
+  if (seeds) {
+    STD_TORCH_CHECK(
+        seeds->numel() == combine.batch && seeds->is_contiguous() && seeds->scalar_type() == ScalarType::Long,
+        "spectrum_combine: a seed for each sample");
+    combine.seeds = static_cast<const int64_t*>(seeds->data_ptr());
+  }
+  STD_TORCH_CHECK(
+      !stage || (stage->numel() == 1 && stage->scalar_type() == ScalarType::Int), "spectrum_combine: stage is one int32 number");
+  combine.stage = stage ? static_cast<const int32_t*>(stage->data_ptr()) : nullptr;
+  combine.stage_number = static_cast<uint32_t>(stage_number);
+  const auto pass = [&] {
+    const int64_t wanted = combine.seeds ? fastdiff::kRandomElementsPerThread : fastdiff::kElementsPerThread;
+    torch::stable::parallel_for(
+        0, combine.units(), std::max<int64_t>(1, wanted / (combine.in_pairs() ? 2 * combine.width : combine.width)),
+        [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
+  };
+  std::vector<float> rows;
+  std::vector<double> squares, wide_rows;
+  if (step != kGiven) {
+    squares.resize(2 * combine.rows());
+    combine.squares = squares.data();
+    pass();
+    combine.squares = nullptr;
+    if (combine.is_double) {
+      wide_rows = adaptive_rows<double>(combine, squares, step == kBatch);
+      combine.row = wide_rows.data();
+    } else {
+      rows = adaptive_rows<float>(combine, squares, step == kBatch);
+      combine.row = rows.data();
+    }
+    combine.row_per_sample = true;
+  }
+  pass();
+}
+
+void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {
+  STD_TORCH_CHECK(spectrum.dim() == 5 && spectrum.size(4) == 2, "hartley_add: spectrum must be [B, C, H, W // 2 + 1, 2]");
+  STD_TORCH_CHECK(y.dim() == 4 && (!x || x->dim() == 4), "hartley_add: x and y must be [B, C, H, W]");
+  if (y.numel() == 0) return;
+  fastdiff::HartleyAdd add{};
+  add.channels = y.size(1);
+  add.images = y.size(0) * add.channels;
+  add.height = y.size(2);
+  add.width = y.size(3);
+  add.type = type_of(y);
+  add.is_double = type_of(spectrum) == fastdiff::Type::f64;
+  STD_TORCH_CHECK(add.is_double == (add.type == fastdiff::Type::f64), "hartley_add: spectrum and y must agree in dtype");
+  STD_TORCH_CHECK(
+      dense(spectrum, add.is_double) && spectrum.numel() == 2 * add.rows() * (add.width / 2 + 1),
+      "hartley_add: spectrum must be contiguous, float32 or float64, of that size");
+  add.spectrum = spectrum.data_ptr();
+  add.y = y.data_ptr();
+  for (int d = 0; d < 4; ++d) add.y_strides[d] = y.stride(d);
+  if (x) {
+    STD_TORCH_CHECK(type_of(*x) == add.type, "hartley_add: x and y must agree in dtype");
+    for (int d = 0; d < 4; ++d) {
+      STD_TORCH_CHECK(x->size(d) == y.size(d), "hartley_add: x and y must agree in size");
+      add.x_strides[d] = x->stride(d);
+    }
+    add.x = x->data_ptr();
+  }
+  torch::stable::parallel_for(
+      0, add.rows(), std::max<int64_t>(1, fastdiff::kElementsPerThread / add.width),
+      [&](int64_t begin, int64_t end) { fastdiff::cpu::hartley_add(add, begin, end); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+  library.impl("spectrum_combine", TORCH_BOX(&spectrum_combine));
+  library.impl("hartley_add", TORCH_BOX(&hartley_add));
+}

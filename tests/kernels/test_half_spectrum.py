@@ -1,0 +1,88 @@
+"""The kernels of the passes over half spectra: compiled on a GPU, else under the interpreter."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+from fastdiff.kernels.half_spectrum import adaptive_row, launch_add, launch_combine  # noqa: E402
+from fastdiff.ops import SpectralResponse  # noqa: E402
+from fastdiff.ops.half_spectrum import hartley_add_ref, spectrum_combine_ref, step_row  # noqa: E402
+from fastdiff.ops.spectral_filter import mirrored  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = [(1, 1), (4, 6), (5, 6), (6, 5), (3, 70), (24, 64), (6, 300)]
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)
+
+
+def halves(*shape, seed):
+    return torch.view_as_real(torch.fft.rfft2(random(*shape, seed=seed)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_pass_between(size):
+    spectrum, given = (halves(2, 2, *size, seed=s) for s in (1, 2))
+    response = SpectralResponse(torch.fft.fft2(random(2, *size, seed=3)))
+    skew = response.half(torch.float32)
+    gain = random(2, *size, seed=4).abs()
+    gain = SpectralResponse(gain + mirrored(gain)).half(torch.float32)
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    row = torch.tensor([[0.4, 1.5], [2.0, 0.01]], device=DEVICE)
+    cases = [(skew, None, seeds, 0), (gain, None, seeds, 1), (skew, given, None, 2),
+             (gain, given, None, 0), (skew, None, None, 0)]  # fmt: skip
+    for drift, noise, drawn, step in cases:
+        results = []
+        for run in (launch_combine, spectrum_combine_ref):
+            h = torch.full((2, 2, *size), math.nan, device=DEVICE)
+            run(spectrum, h, drift, gain, row, noise, drawn, None, 9, step)
+            results.append(h)
+        assert float((results[0] - results[1]).norm() / results[1].norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_last_pass(size):
+    spectrum = halves(2, 3, *size, seed=1)
+    for dtype, last in itertools.product((torch.float32, torch.bfloat16), (False, True)):
+        x = random(2, 3, *size, dtype=dtype, seed=2)
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for state in (x, None):
+            results = []
+            for run in (launch_add, hartley_add_ref):
+                y = torch.full_like(x, math.nan)
+                run(spectrum, state, y)
+                results.append(y)
+            torch.testing.assert_close(*results, rtol=1e-6 if dtype == torch.float32 else 1e-2,
+                                       atol=1e-5)  # fmt: skip
+
+
+@triton.jit
+def _row_kernel(row, squares, to, batch, parts, STEP: tl.constexpr, PARTS: tl.constexpr):
+    a, k = tl.load(row), tl.load(row + 1)
+    a, c = adaptive_row(a, k, squares, tl.program_id(0), batch, parts, STEP, PARTS)
+    tl.store(to + 2 * tl.program_id(0), a)
+    tl.store(to + 2 * tl.program_id(0) + 1, c)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(5, 1), (3, 5), (600, 1), (130, 3)])
+def test_adaptive_steps_of_many_samples(batch, parts):
+    """More of them than a tile holds."""
+    squares, samples = random(batch, parts, 2, dtype=torch.float64).square(), min(batch, 4)
+    for norms in ("sample", "batch"):
+        found = torch.empty(samples, 2, dtype=torch.float64, device=DEVICE)
+        row = torch.tensor([2, 0.1], dtype=torch.float64, device=DEVICE)
+        _row_kernel[(samples,)](
+            row, squares, found, batch, parts, norms, triton.next_power_of_2(parts)
+        )
+        h, root = step_row(squares.sum(1), row[1:], norms).expand(batch, 2)[:samples].T
+        torch.testing.assert_close(found, torch.stack([2 * h, root], 1), rtol=1e-6, atol=0)
