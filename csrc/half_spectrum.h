@@ -4,6 +4,8 @@
 // Hartley spectrum is [images, height, width], real: real less imaginary part of the whole spectrum.
 #pragma once
 
+#include <cmath>
+
 #include "common.h"
 
 namespace fastdiff {
@@ -27,9 +29,11 @@ struct SpectrumCombine {
   const int32_t* stage;        // a word of the noise's counter; null: stage_number
   uint32_t stage_number;
   double* squares;             // [batch, channels, height, 2]: squared norms of each row's two parts, in place of a result
+  void* drawn;                 // with squares and seeds, the noise too: like spectrum, over its unit()
 
   int64_t columns() const { return width / 2 + 1; }
   int64_t rows() const { return batch * channels * height; }
+  double unit() const { return std::sqrt(static_cast<double>(height) * static_cast<double>(width) / 2); }
   // What work is cut into: rows, or pairs of rows k and -k where the noise of one needs that of the other.
   bool in_pairs() const { return seeds || squares; }
   int64_t units() const { return in_pairs() ? batch * channels * (height / 2 + 1) : rows(); }

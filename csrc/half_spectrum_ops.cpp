@@ -1,6 +1,7 @@
 // The passes over half spectra for CPU tensors.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -28,10 +29,11 @@ bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& com
   return table.numel() != one;
 }
 
-// The rows (a h, sqrt(2 h)) of adaptive steps of (a, k), h = k (|noise| / |direction|)^2: of each sample, or of the
+// The rows (a h, sqrt(2 h) unit) of adaptive steps of (a, k), h = k (|noise| / |direction|)^2: of each sample, or of the
 // means over the batch. squares: [batch, channels, height, 2], those of direction and noise.
 template <class S>
-std::vector<S> adaptive_rows(const fastdiff::SpectrumCombine& combine, const std::vector<double>& squares, bool per_batch) {
+std::vector<S> adaptive_rows(
+    const fastdiff::SpectrumCombine& combine, const std::vector<double>& squares, bool per_batch, double unit) {
   const S* const row = static_cast<const S*>(combine.row);
   const int64_t each = combine.channels * combine.height;
   std::vector<double> direction(combine.batch), noise(combine.batch);  // norms
@@ -50,9 +52,26 @@ std::vector<S> adaptive_rows(const fastdiff::SpectrumCombine& combine, const std
     const double ratio = per_batch ? all_noise / all_direction : noise[b] / direction[b];
     const double h = static_cast<double>(given[1]) * ratio * ratio;
     rows[2 * b] = static_cast<S>(static_cast<double>(given[0]) * h);
-    rows[2 * b + 1] = static_cast<S>(std::sqrt(2 * h));
+    rows[2 * b + 1] = static_cast<S>(std::sqrt(2 * h) * unit);
   }
   return rows;
+}
+
+// Two passes: one for the norms, which keeps the noise that it draws, and one that moves.
+template <class S, class Pass>
+void take_adaptive_step(fastdiff::SpectrumCombine& combine, bool per_batch, const Pass& pass) {
+  std::vector<double> squares(2 * combine.rows());
+  const std::unique_ptr<S[]> drawn(combine.seeds ? new S[2 * combine.rows() * combine.columns()] : nullptr);
+  combine.squares = squares.data();
+  combine.drawn = drawn.get();
+  pass();
+  const std::vector<S> rows = adaptive_rows<S>(combine, squares, per_batch, drawn ? combine.unit() : 1);
+  combine.squares = nullptr;
+  if (drawn) combine.noise_spectrum = drawn.get();
+  combine.seeds = nullptr;
+  combine.row = rows.data();
+  combine.row_per_sample = true;
+  pass();
 }
 
 void spectrum_combine(
@@ -117,23 +136,11 @@ void spectrum_combine(
         0, combine.units(), std::max<int64_t>(1, wanted / (combine.in_pairs() ? 2 * combine.width : combine.width)),
         [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
   };
-  std::vector<float> rows;
-  std::vector<double> squares, wide_rows;
-  if (step != kGiven) {
-    squares.resize(2 * combine.rows());
-    combine.squares = squares.data();
-    pass();
-    combine.squares = nullptr;
-    if (combine.is_double) {
-      wide_rows = adaptive_rows<double>(combine, squares, step == kBatch);
-      combine.row = wide_rows.data();
-    } else {
-      rows = adaptive_rows<float>(combine, squares, step == kBatch);
-      combine.row = rows.data();
-    }
-    combine.row_per_sample = true;
-  }
-  pass();
+  if (step == kGiven) return pass();
+  if (combine.is_double)
+    take_adaptive_step<double>(combine, step == kBatch, pass);
+  else
+    take_adaptive_step<float>(combine, step == kBatch, pass);
 }
 
 void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {

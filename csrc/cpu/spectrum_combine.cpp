@@ -1,6 +1,7 @@
 // The pass between two transforms, on the CPU.
 #include "../half_spectrum.h"
 
+#include <cstring>
 #include <type_traits>
 #include <vector>
 

@@ -149,13 +149,16 @@ template <class S>
 FASTDIFF_TARGET inline void run_row(
     const SpectrumCombine& combine, int64_t image, int64_t k, const S* drawn, Room<S>& room) {
   const Rows<S> at(combine, image, k);
-  const double unit = drawn ? std::sqrt(static_cast<double>(combine.height) * static_cast<double>(combine.width) / 2) : 1;
+  const double unit = drawn ? combine.unit() : 1;
   const S* const noise = drawn ? drawn : at.noise;
   if (combine.squares) {
     double* const squares = combine.squares + 2 * (image * combine.height + k);
     const double a = static_cast<double>(at.row[0]);
     squares[0] = squared_norm(at.spectrum, at.drift, combine.drift_is_complex, combine.width) * a * a;
     squares[1] = noise ? squared_norm(noise, at.gain, false, combine.width) * unit * unit : 0;
+    const int64_t numbers = 2 * combine.columns();
+    if (drawn)
+      std::memcpy(static_cast<S*>(combine.drawn) + numbers * (image * combine.height + k), drawn, numbers * sizeof(S));
     return;
   }
   S* const sum = room.sum.data();
