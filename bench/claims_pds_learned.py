@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import Preconditioner, Sampler, estimate_masks
-from fastdiff.images import draw_sheet, to_bytes
+from fastdiff.demo import draw_rows
 from fastdiff.machine import cpu_model
 from fastdiff.models.photographs import load_photographs
 from fastdiff.training.photographs import crops, photographs
@@ -63,6 +63,16 @@ def interval(images: Tensor, reference: Tensor, draws: int = 200) -> list[float]
     return [float(q) for q in np.quantile(found, (0.05, 0.95))]
 
 
+def draw(shown: dict[tuple[int, str], Tensor]) -> None:
+    """The first images of each T and alpha."""
+    rows = [
+        (f"T = {steps}, {alpha if alpha == 'plain' else f'alpha {alpha}'}", shown[steps, alpha])
+        for steps in STEPS
+        for alpha in ALPHAS
+    ]
+    draw_rows(rows, PICTURE, "predictor and corrector, the same noises")
+
+
 def measure() -> dict[str, Any]:
     model, metadata = load_photographs()
     fit, _ = photographs()
@@ -70,7 +80,7 @@ def measure() -> dict[str, Any]:
     reference = crops(fit, REFERENCE, 32, random)
     floor = crops(fit, IMAGES, 32, random)
     wanted, statistics = spectrum(reference), estimate_masks(reference, flip=True)
-    start, rows, shown = time.time(), list[dict[str, Any]](), list[Tensor]()
+    start, rows, shown = time.time(), list[dict[str, Any]](), dict[tuple[int, str], Tensor]()
     for alpha in ALPHAS:
         for steps in STEPS:
             value = {"plain": math.inf, "5": 5.0, "auto": "auto"}[alpha]
@@ -81,14 +91,14 @@ def measure() -> dict[str, Any]:
             sampler = Sampler(model, model.schedule, solver="predictor_corrector", steps=steps,
                               snr=SNR, preconditioner=made)  # fmt: skip
             images = sampler(seeds=list(range(IMAGES)), shape=(3, 32, 32))
-            shown.append(to_bytes(2 * images[:SHOWN] - 1))
+            shown[steps, alpha] = images[:SHOWN].clamp(0, 1)
             rows.append({
                 "alpha": alpha, "steps": steps, "spectrum": spectrum_error(images, wanted),
                 "distance": energy_distance(images, reference),
                 "interval": interval(images, reference),
             })  # fmt: skip
             print(rows[-1], flush=True)
-    draw_sheet(torch.cat(shown), PICTURE, columns=SHOWN * len(STEPS))
+    draw(shown)
     return {
         "machine": cpu_model(), "torch": torch.__version__, "model": metadata["command"],
         "seconds": round(time.time() - start), "images": IMAGES, "rows": rows,

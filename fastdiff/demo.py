@@ -269,22 +269,23 @@ def photograph_rows() -> list[tuple[str, Tensor]]:
 
 def draw_photographs(path: Path) -> None:
     """Preconditioned sampling of the photographs model: a row for each preconditioner."""
+    note = f"predictor and corrector, {PHOTOGRAPH_STEPS} noise levels, the same noises"
+    draw_rows(photograph_rows(), path, note)
+
+
+def draw_rows(rows: list[tuple[str, Tensor]], path: Path, note: str) -> None:
+    """Rows of as many colour images [N, 3, H, W] in [0, 1], each under its label."""
     import matplotlib.pyplot as plt
 
-    rows = photograph_rows()
-    figure, axes = plt.subplots(
-        len(rows), PHOTOGRAPHS, figsize=(1.1 * PHOTOGRAPHS, 1.3 * len(rows))
-    )
+    inches = 1.3 * len(rows)
+    figure, axes = plt.subplots(len(rows), len(rows[0][1]), figsize=(1.1 * len(rows[0][1]), inches))
     for (label, images), line in zip(rows, axes, strict=True):
         line[0].set_title(label, fontsize=10, loc="left")
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image.permute(1, 2, 0))
             axis.set_axis_off()
-    figure.text(
-        0.5, 0.012, f"predictor and corrector, {PHOTOGRAPH_STEPS} noise levels, the same noises",
-        ha="center", fontsize=9, color="0.35",
-    )  # fmt: skip
-    figure.subplots_adjust(0.01, 0.04, 0.99, 0.94, wspace=0.04, hspace=0.3)
+    figure.text(0.5, 0.06 / inches, note, ha="center", fontsize=9, color="0.35")
+    figure.subplots_adjust(0.01, 0.21 / inches, 0.99, 1 - 0.31 / inches, wspace=0.04, hspace=0.3)
     _save(figure, path)
 
 

@@ -18,6 +18,22 @@ def test_the_page_shows_the_committed_numbers():
     assert claims.PAGE.read_text() == claims.page(*claims.committed())
 
 
+def test_what_the_page_says_of_the_learned_score():
+    learned = claims.committed()[1]
+    rows = {(row["alpha"], row["steps"]): row for row in learned["rows"]}
+    steps = sorted({steps for _, steps in rows})
+    assert steps == [50, 66, 100, 200] and len(rows) == 3 * len(steps) and learned["images"] == 128
+    for t in steps:
+        plain, five, auto = (rows[alpha, t] for alpha in claims.ALPHAS)
+        assert five["spectrum"] > max(plain["spectrum"], auto["spectrum"])
+        for other in (five, auto):  # the intervals overlap
+            assert other["interval"][0] < plain["interval"][1]
+            assert plain["interval"][0] < other["interval"][1]
+    assert rows["5", 66]["distance"] <= rows["plain", 100]["distance"]
+    for alpha in claims.ALPHAS:
+        assert rows[alpha, 50]["distance"] > max(rows[alpha, t]["distance"] for t in (100, 200))
+
+
 @pytest.mark.parametrize("alpha", claims.ALPHAS)
 def test_rows_can_be_made_again(committed, alpha):
     """Also over every mode by itself, with the preconditioner's own gains."""
