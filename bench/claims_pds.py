@@ -397,7 +397,7 @@ LEARNT = """
 
 The photographs model (`{model}`),
 32 px crops of two photographs, {images} images from the same seeds for each row, snr 0.16,
-sigma_max 50. Spectrum error: as above, without the mean colour, against crops that it was trained on.
+sigma_max 50. Spectrum error: as above, without the mean colour, against crops it was trained on.
 Distance: the energy distance of images pooled to 8 x 8; intervals from halves of the images. The
 last row is another {images} crops: what chance leaves. Made by `python -m
 bench.claims_pds_learned` on {machine}, torch {torch}.
