@@ -31,7 +31,7 @@ IMAGES, REFERENCE, SHOWN = 128, 4096, 8
 
 
 def spectrum(images: Tensor) -> np.ndarray:
-    """Mean power of `BANDS` bands of frequency, without the mean colour: [BANDS]."""
+    """Mean power of each band of frequency that has any, without the mean colour: [bands]."""
     size = images.shape[-1]
     power = torch.fft.fft2(images.double(), norm="ortho").abs().square().mean((0, 1)).numpy()
     radius = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))

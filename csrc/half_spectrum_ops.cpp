@@ -20,11 +20,17 @@ bool dense(const Tensor& tensor, bool is_double) {
   return tensor.is_contiguous() && type_of(tensor) == (is_double ? fastdiff::Type::f64 : fastdiff::Type::f32);
 }
 
-// Whether a table is [1 or channels, height, columns] with so many numbers an entry; says if it is one for each channel.
-bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& combine, int64_t numbers) {
-  const int64_t one = combine.height * combine.columns() * numbers;
+bool dense_complex(const Tensor& tensor, bool is_double) {
+  return tensor.is_contiguous() &&
+      tensor.scalar_type() == (is_double ? ScalarType::ComplexDouble : ScalarType::ComplexFloat);
+}
+
+// Checks that a table is [1 or channels, height, columns]; says if it is one for each channel.
+bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& combine, bool complex) {
+  const int64_t one = combine.height * combine.columns();
   STD_TORCH_CHECK(
-      dense(table, combine.is_double) && (table.numel() == one || table.numel() == one * combine.channels),
+      (complex ? dense_complex(table, combine.is_double) : dense(table, combine.is_double)) &&
+          (table.numel() == one || table.numel() == one * combine.channels),
       "spectrum_combine: a table must be [1 or C, H, W // 2 + 1]");
   return table.numel() != one;
 }
@@ -85,28 +91,29 @@ void spectrum_combine(
     std::optional<Tensor> stage,
     int64_t stage_number,
     int64_t step) {
-  STD_TORCH_CHECK(spectrum.dim() == 5 && spectrum.size(4) == 2, "spectrum_combine: spectrum must be [B, C, H, W // 2 + 1, 2]");
+  STD_TORCH_CHECK(
+      spectrum.dim() == 4 && hartley.dim() == 4, "spectrum_combine: spectrum must be [B, C, H, W // 2 + 1], hartley [B, C, H, W]");
   fastdiff::SpectrumCombine combine{};
   combine.batch = spectrum.size(0);
   combine.channels = spectrum.size(1);
   combine.height = spectrum.size(2);
-  combine.width = hartley.dim() == 4 ? hartley.size(3) : 0;
+  combine.width = hartley.size(3);
   if (spectrum.numel() == 0) return;
-  combine.is_double = type_of(spectrum) == fastdiff::Type::f64;
+  combine.is_double = type_of(hartley) == fastdiff::Type::f64;
   STD_TORCH_CHECK(
-      spectrum.size(3) == combine.columns() && dense(spectrum, combine.is_double),
-      "spectrum_combine: spectrum must be contiguous, float32 or float64, of that width");
+      spectrum.size(3) == combine.columns() && dense_complex(spectrum, combine.is_double),
+      "spectrum_combine: spectrum must be contiguous, complex64 or complex128, of that width");
   STD_TORCH_CHECK(
       dense(hartley, combine.is_double) && hartley.numel() == combine.rows() * combine.width,
-      "spectrum_combine: hartley must be [B, C, H, W], contiguous, the real dtype of spectrum");
+      "spectrum_combine: hartley must be [B, C, H, W], contiguous, float32 or float64");
   combine.hartley = hartley.data_ptr();
   combine.spectrum = spectrum.data_ptr();
-  combine.drift_is_complex = drift.dim() == 4;
-  combine.drift_per_channel = table_per_channel(drift, combine, combine.drift_is_complex ? 2 : 1);
+  combine.drift_is_complex = dense_complex(drift, combine.is_double);
+  combine.drift_per_channel = table_per_channel(drift, combine, combine.drift_is_complex);
   combine.drift = drift.data_ptr();
   STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectrum_combine: noise needs a gain");
   if (gain) {
-    combine.gain_per_channel = table_per_channel(*gain, combine, 1);
+    combine.gain_per_channel = table_per_channel(*gain, combine, false);
     combine.gain = gain->data_ptr();
   }
   STD_TORCH_CHECK(
@@ -116,7 +123,7 @@ void spectrum_combine(
   combine.row_per_sample = row.numel() != 2;
   if (noise_spectrum) {
     STD_TORCH_CHECK(
-        noise_spectrum->numel() == spectrum.numel() && dense(*noise_spectrum, combine.is_double),
+        noise_spectrum->numel() == spectrum.numel() && dense_complex(*noise_spectrum, combine.is_double),
         "spectrum_combine: noise_spectrum must be like spectrum");
     combine.noise_spectrum = noise_spectrum->data_ptr();
   }
@@ -137,6 +144,7 @@ void spectrum_combine(
         [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
   };
   if (step == kGiven) return pass();
+  STD_TORCH_CHECK(noise_spectrum || seeds, "spectrum_combine: an adaptive step needs noise");
   if (combine.is_double)
     take_adaptive_step<double>(combine, step == kBatch, pass);
   else
@@ -144,7 +152,6 @@ void spectrum_combine(
 }
 
 void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {
-  STD_TORCH_CHECK(spectrum.dim() == 5 && spectrum.size(4) == 2, "hartley_add: spectrum must be [B, C, H, W // 2 + 1, 2]");
   STD_TORCH_CHECK(y.dim() == 4 && (!x || x->dim() == 4), "hartley_add: x and y must be [B, C, H, W]");
   if (y.numel() == 0) return;
   fastdiff::HartleyAdd add{};
@@ -153,11 +160,10 @@ void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {
   add.height = y.size(2);
   add.width = y.size(3);
   add.type = type_of(y);
-  add.is_double = type_of(spectrum) == fastdiff::Type::f64;
-  STD_TORCH_CHECK(add.is_double == (add.type == fastdiff::Type::f64), "hartley_add: spectrum and y must agree in dtype");
+  add.is_double = add.type == fastdiff::Type::f64;
   STD_TORCH_CHECK(
-      dense(spectrum, add.is_double) && spectrum.numel() == 2 * add.rows() * (add.width / 2 + 1),
-      "hartley_add: spectrum must be contiguous, float32 or float64, of that size");
+      dense_complex(spectrum, add.is_double) && spectrum.numel() == add.rows() * (add.width / 2 + 1),
+      "hartley_add: spectrum must be [B, C, H, W // 2 + 1], contiguous, complex64, complex128 where y is float64");
   add.spectrum = spectrum.data_ptr();
   add.y = y.data_ptr();
   for (int d = 0; d < 4; ++d) add.y_strides[d] = y.stride(d);

@@ -63,11 +63,12 @@ class Table:
         self.indices = self._upload([launched.index(i) for i in numbers], torch.int32, device)
         self.variants = [(launched.read_width(i), len(stages[i].writes)) for i in numbers]
         self.moves: list[Tensor] | None = None  # e, b, a, c of each
+        self.moves_sample, self.moves_state = False, False  # whether an e, a b is not zero
         if gains is not None or any(stage.langevin is not None for stage in stages):
             moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 4)) for i in numbers]
             self.moves = self._upload(moves, dtype, device)
             self.moves_sample, self.moves_state = (
-                any(move[:, column].any() for move in moves[1:]) for column in (0, 1)
+                any(bool(move[:, column].any()) for move in moves[1:]) for column in (0, 1)
             )
         self.identity = [stage.is_identity for stage in stages]
         self.stochastic = [stage.is_stochastic for stage in stages]
@@ -91,7 +92,8 @@ class Table:
         self.structure: tuple[Any, ...] = (
             tuple(self.variants), tuple(self.identity), tuple(self.stochastic), self.scales_input,
             tuple((stage.sees, stage.writes[0].slot, stage.time is None, stage.guidance,
-                   stage.fill, _norms(stage)) for stage in stages), gains,
+                   stage.fill, _norms(stage)) for stage in stages),
+            gains, self.moves_sample, self.moves_state,
             tableau.slots, tableau.result, tableau.samples, tableau.from_image, tableau.clip,
             tuple(buffer.shape for buffer in self.buffers),
         )  # fmt: skip
@@ -145,7 +147,8 @@ class StageTable(Table):
         self._pack(parts)
         self.structure = (
             self.variants[1], tableau.stochastic, stages[0].guidance, self.tableau.slots,
-            tableau.samples, tableau.from_image, self.merge is None, gains,
+            tableau.samples, tableau.from_image, self.merge is None,
+            gains, self.moves_sample, self.moves_state,
             tuple(_norms(stage) for stage in stages[: self.period]), *shapes,
         )  # fmt: skip
 
@@ -336,7 +339,7 @@ class Run:
             noise = drawn_noise(x, seeds, self.table.indices[number][:1])
         e, b, a, factor = self.table.moves[number].unbind(1)
         direction = self._direction(number, output)
-        squares = [t.reshape(self.batch, -1).square().sum(1) for t in (direction, noise)]
+        squares = [t.flatten(1).square().sum(1) for t in (direction, noise)]
         h, root = step_row(torch.stack(squares, 1), factor, norms).unbind(1)
         row = self.table.rows[number].expand(self.batch, -1).clone()
         for column, value in zip((5, 6, 7, 8), (h * e, h * a, root, 1 + h * b), strict=True):

@@ -20,8 +20,7 @@ from .philox import box_muller, philox_words
 
 _NOISE = tl.constexpr(4)  # a Philox purpose
 _ROOT2 = tl.constexpr(1.4142135623730951)
-STEPS = ("given", "sample", "batch")  # where a move's length comes from
-TILE = 1024  # entries that a program takes
+TILE = 4096  # bytes of real numbers that a program writes; twice that spills in float64
 
 
 @triton.jit
@@ -125,17 +124,18 @@ def _combine_kernel(
     COMPLEX: tl.constexpr,
     NOISE: tl.constexpr,  # "none", "given" or "drawn"
     HAS_STAGE: tl.constexpr,
-    STEP: tl.constexpr,  # "given", "norms", "sample" or "batch"
+    STEP: tl.constexpr,  # where the length comes from: "given", "sample", "batch"; or "norms"
     ALIGNED: tl.constexpr,  # rows of the packed noise begin with a quad
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    sample, channel = image // channels, image % channels
     columns, packed = width // 2 + 1, (width + 1) // 2 * 2
     across = tl.cdiv(packed // 2, COLUMNS)
-    block = tl.program_id(0) % across
-    k = tl.program_id(0) // across * ROWS + tl.arange(0, ROWS)
+    blocks = across * tl.cdiv(height, ROWS)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    sample, channel = image // channels, image % channels
+    block = tl.program_id(0) % blocks % across
+    k = tl.program_id(0) % blocks // across * ROWS + tl.arange(0, ROWS)
     m = block * COLUMNS + tl.arange(0, COLUMNS)
     a, c = tl.load(row + sample * row_stride), tl.load(row + sample * row_stride + 1)
     NORMS: tl.constexpr = STEP == "norms"
@@ -144,7 +144,8 @@ def _combine_kernel(
     first = (channel * height + k) * packed
     number, unit, seed = stage_number, 1.0, tl.zeros((), tl.int64)
     if NOISE == "drawn":
-        unit = tl.sqrt((height * width).to(spectrum.dtype.element_ty) / 2)
+        pixels = tl.zeros((), tl.int64) + height * width
+        unit = tl.sqrt(pixels.to(spectrum.dtype.element_ty) / 2)
         seed = tl.load(seeds + sample)
         if HAS_STAGE:
             number = tl.load(stage)
@@ -205,7 +206,7 @@ def _combine_kernel(
                 at_edge = to + k * width + edge * (width // 2)
                 tl.store(at_edge, one_edge - other_edge, mask=inside_edge)
     if NORMS:
-        sums = squares + 2 * (image * tl.num_programs(0) + tl.program_id(0))
+        sums = squares + 2 * tl.program_id(0)
         tl.store(sums, total.to(tl.float64))
         tl.store(sums + 1, noise_total.to(tl.float64))
 
@@ -222,33 +223,34 @@ def combine_plan(
     stage_number: int,
     step: str,
     squares: Tensor | None = None,
-) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Grid and keyword arguments of the launch these tensors need."""
+) -> tuple[int, dict[str, Any]]:
+    """Programs and keyword arguments of the launch these tensors need."""
     batch, channels, height, width = hartley.shape
     packed = (width + 1) // 2 * 2
     columns = min(128, triton.next_power_of_2(max(packed // 2, 2)))
-    rows = min(TILE // columns, triton.next_power_of_2(height))
+    tile = TILE // hartley.element_size()
+    rows = min(tile // columns, triton.next_power_of_2(height))
     kind = "given" if noise is not None else "drawn" if seeds is not None else "none"
-    grid = (triton.cdiv(packed // 2, columns) * triton.cdiv(height, rows), batch * channels)
-    return grid, {
-        "spectrum": spectrum,
+    blocks = triton.cdiv(packed // 2, columns) * triton.cdiv(height, rows)
+    return blocks * batch * channels, {
+        "spectrum": torch.view_as_real(spectrum),
         "hartley": hartley,
-        "drift": drift,
-        "gain": gain if gain is not None else drift,
+        "drift": torch.view_as_real(drift) if drift.is_complex() else drift,
+        "gain": gain if gain is not None else row,
         "row": row,
-        "noise": noise if noise is not None else spectrum,
-        "seeds": seeds if seeds is not None else spectrum,
-        "stage": stage if stage is not None else spectrum,
-        "squares": squares if squares is not None else spectrum,
+        "noise": torch.view_as_real(noise) if noise is not None else row,
+        "seeds": seeds if seeds is not None else row,
+        "stage": stage if stage is not None else row,
+        "squares": squares if squares is not None else row,
         "stage_number": stage_number,
         "batch": batch,
         "channels": channels,
         "height": height,
         "width": width,
-        "drift_stride": drift[0].numel() // (drift.ndim - 2) if len(drift) > 1 else 0,
+        "drift_stride": drift[0].numel() if len(drift) > 1 else 0,
         "gain_stride": gain[0].numel() if gain is not None and len(gain) > 1 else 0,
         "row_stride": 2 if len(row) > 1 else 0,
-        "COMPLEX": drift.ndim == 4,
+        "COMPLEX": drift.is_complex(),
         "NOISE": kind,
         "HAS_STAGE": stage is not None,
         "STEP": step,
@@ -260,23 +262,23 @@ def combine_plan(
 
 
 def launch_combine(*arguments: Any) -> None:
-    """The pass over the half spectrum, on checked arguments of the op."""
+    """The pass between two transforms, on checked arguments of the op but `step`, by its name."""
     *tensors, step = arguments
-    spectrum = tensors[0]
+    spectrum, hartley, *_ = tensors
     if spectrum.numel() == 0:
         return
+    if not spectrum.is_contiguous():
+        raise ValueError("spectrum must be contiguous")
     squares = None
     with torch.cuda.device_of(spectrum):
-        if step:
-            grid, _ = combine_plan(*tensors, "norms")
+        if step != "given":
+            programs, _ = combine_plan(*tensors, "norms")
             samples = len(spectrum)
-            parts = spectrum.new_empty(
-                (samples, grid[1] // samples * grid[0], 2), dtype=torch.float64
-            )
-            _combine_kernel[grid](**combine_plan(*tensors, "norms", parts)[1])
+            parts = hartley.new_empty((samples, programs // samples, 2), dtype=torch.float64)
+            _combine_kernel[(programs,)](**combine_plan(*tensors, "norms", parts)[1])
             squares = parts.sum(1)
-        grid, keywords = combine_plan(*tensors, STEPS[step], squares)
-        _combine_kernel[grid](**keywords)
+        programs, keywords = combine_plan(*tensors, step, squares)
+        _combine_kernel[(programs,)](**keywords)
 
 
 @triton.jit
@@ -299,11 +301,12 @@ def _add_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    sample, channel = image // channels, image % channels
     columns, across = width // 2 + 1, tl.cdiv(width, COLUMNS)
-    p = (tl.program_id(0) // across * ROWS + tl.arange(0, ROWS))[:, None]
-    q = (tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    blocks = across * tl.cdiv(height, ROWS)
+    image, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    sample, channel = image // channels, image % channels
+    p = (block // across * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    q = (block % across * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     inside = (p < height) & (q < width)
     left = 2 * q < width
     row = tl.where(left | (p == 0), p, height - p)
@@ -319,21 +322,20 @@ def _add_kernel(
     tl.store(y, change, mask=inside)
 
 
-def add_plan(
-    spectrum: Tensor, x: Tensor | None, y: Tensor
-) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Grid and keyword arguments of the launch these tensors need."""
+def add_plan(spectrum: Tensor, x: Tensor | None, y: Tensor) -> tuple[int, dict[str, Any]]:
+    """Programs and keyword arguments of the launch these tensors need."""
     batch, channels, height, width = y.shape
     columns = min(128, triton.next_power_of_2(width))
-    rows = min(TILE // columns, triton.next_power_of_2(height))
-    grid = (triton.cdiv(width, columns) * triton.cdiv(height, rows), batch * channels)
+    tile = TILE // (8 if y.dtype == torch.float64 else 4)
+    rows = min(tile // columns, triton.next_power_of_2(height))
+    blocks = triton.cdiv(width, columns) * triton.cdiv(height, rows)
     strides = {}
     for name, tensor in (("x", y if x is None else x), ("y", y)):
         for axis, stride in zip(("sample", "channel", "row", "column"), tensor.stride(),
                                 strict=True):  # fmt: skip
             strides[f"{name}_{axis}"] = stride
-    return grid, {
-        "spectrum": spectrum,
+    return blocks * batch * channels, {
+        "spectrum": torch.view_as_real(spectrum),
         "x": y if x is None else x,
         "y": y,
         "channels": channels,
@@ -351,9 +353,11 @@ def launch_add(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     """The pass after the last transform, on checked arguments of the op."""
     if y.numel() == 0:
         return
-    grid, arguments = add_plan(spectrum, x, y)
+    if not spectrum.is_contiguous():
+        raise ValueError("spectrum must be contiguous")
+    programs, keywords = add_plan(spectrum, x, y)
     with torch.cuda.device_of(y):
-        _add_kernel[grid](**arguments)
+        _add_kernel[(programs,)](**keywords)
 
 
 def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int, int]]:
@@ -364,13 +368,13 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int, int]]:
 
     seeds, stage = empty(2, of=torch.int64), empty(1, of=torch.int32)
     for size, of in (((256, 256), torch.float32), ((256, 256), torch.float64),
-                     ((97, 101), torch.float32)):  # fmt: skip
+                     ((97, 101), torch.float32), ((1, 1), torch.float32)):  # fmt: skip
         half = (*size[:1], size[1] // 2 + 1)
-        spectrum, table = empty(2, 3, *half, 2, of=of), empty(3, *half, of=of)
+        spectrum, table = empty(2, 3, *half, of=of.to_complex()), empty(3, *half, of=of)
         for kind in ("drawn", "given", "none", "drawn norms", "drawn sample", "drawn batch",
                      "drawn skew"):  # fmt: skip
             step = kind.split()[-1] if kind.split()[-1] in ("norms", "sample", "batch") else "given"
-            drift = empty(3, *half, 2, of=of) if "skew" in kind else table
+            drift = empty(3, *half, of=of.to_complex()) if "skew" in kind else table
             _, keywords = combine_plan(
                 spectrum, empty(2, 3, *size, of=of), drift, table, empty(2, 2, of=of),
                 spectrum if kind == "given" else None, seeds if "drawn" in kind else None, stage, 0,

@@ -1,6 +1,7 @@
 """Normals from Philox4x32-10 on the device: the operations that `fastdiff/ops/philox.py` defines.
 
-Callers compile with enable_fp_fusion=False; then every bit agrees with the reference.
+Every bit agrees with the reference where the caller compiles with enable_fp_fusion=False, as the
+solver's kernels do; fused, as in the spectral ones, the last bits of a normal may differ.
 """
 
 import triton

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .half_spectrum import STEPS, adaptive_row, normal_pairs
+from .half_spectrum import adaptive_row, normal_pairs
 from .spectral_filter import (
     PRECISIONS,
     from_tiles,
@@ -112,7 +112,7 @@ def _whole_kernel(
     sample, channel = image // channels, image % channels
     rows, columns = tl.arange(0, 2 * HALF_H), tl.arange(0, 2 * HALF_W)
     inside = (rows < height)[:, None] & (columns < width)[None, :]
-    down, across = rows[:, None], columns[None, :]  # offsets in an image are 32 bits wide
+    down, across = rows.to(tl.int64)[:, None], columns.to(tl.int64)[None, :]
     if NORMS:
         n_cc, n_cs, n_sc, n_ss = _coloured_noise(
             seeds + sample, stage, stage_number, gain + channel * gain_stride, channel, height,
@@ -208,17 +208,17 @@ def whole_plan(
 
 
 def launch_whole(x: Tensor, y: Tensor, *arguments: Any) -> None:
-    """A move of whole images: the plan's arguments from `row` on; last, a number of `STEPS`."""
+    """A move of whole images: the plan's arguments from `row` on, and the step by its name."""
     if x.numel() == 0:
         return
     *tensors, step = arguments
     squares = None
     with torch.cuda.device_of(x):
-        if step:
+        if step != "given":
             squares = x.new_empty((*x.shape[:2], 2), dtype=torch.float32)
             programs, keywords = whole_plan(x, squares, *tensors, "norms")
             _whole_kernel[(programs,)](**keywords)
-        programs, keywords = whole_plan(x, y, *tensors, STEPS[step], squares)
+        programs, keywords = whole_plan(x, y, *tensors, step, squares)
         _whole_kernel[(programs,)](**keywords)
 
 

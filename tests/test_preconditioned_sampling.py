@@ -352,6 +352,45 @@ def test_captured_whole_and_by_the_stage(part, options):
     assert len(by_stage[0].recordings) == 2 + options.get("corrections", 1)
 
 
+GAINS = random_gains(3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"schedule": "ve"}, {"schedule": "vp"}),
+        ({"prediction": "epsilon"}, {"prediction": "sample"}),
+        ({"solver": "ddim"}, {"solver": "ddim", "prediction": "sample"}),
+        ({"solver": "predictor_corrector"}, {"solver": "predictor_corrector", "clip": (-1, 1)}),
+        ({"solver": "predictor_corrector", "preconditioner": None},
+         {"solver": "predictor_corrector", "preconditioner": None, "clip": (-1, 1)}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("steps", [3, 20])
+def test_a_recorded_loop_is_not_taken_for_another(one, other, steps):
+    """What a move reads, of the state or of a clipped sample, is part of the recording."""
+    net = torch.nn.Conv2d(3, 3, 3, padding=1).eval().requires_grad_(False)
+
+    def network(x, t):
+        return net(x) / (1 + x.abs())
+
+    def run(capture, schedule="ve", **options):
+        told = {"solver": "reverse_diffusion", "preconditioner": GAINS} | options
+        sampler = Sampler(network, SCHEDULES[schedule], steps=steps, capture=capture, **told)
+        return sampler(seeds=[1, 2], shape=(3, 8, 8))
+
+    for first, second in ((one, other), (other, one)):
+        run("always", **first)
+        assert torch.equal(run("always", **second), run("never", **second))
+
+
+@pytest.mark.parametrize("made", [None, GAINS], ids=["plain", "preconditioned"])
+@pytest.mark.parametrize("solver", ["predictor_corrector", "reverse_diffusion"])
+def test_no_images(solver, made):
+    sampler = Sampler(lambda x, t: -x, VE, solver=solver, steps=3, preconditioner=made)
+    assert sampler(torch.zeros(0, 3, 8, 8), seeds=[]).shape == (0, 3, 8, 8)
+
+
 @pytest.mark.parametrize("made", [None, random_gains(3, 8, 8)], ids=["plain", "preconditioned"])
 @pytest.mark.parametrize("solver", ["predictor_corrector", "reverse_diffusion", "ddpm"])
 def test_clipping_and_the_analytical_first_step(solver, made):

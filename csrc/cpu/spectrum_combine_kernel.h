@@ -174,7 +174,6 @@ FASTDIFF_TARGET inline void run_pairs(const SpectrumCombine& combine, int64_t be
   for (int64_t index = begin; index < end; ++index) {
     const int64_t pairs = combine.height / 2 + 1, k = index % pairs, mirror = (combine.height - k) % combine.height;
     const int64_t image = index / pairs, channel = image % combine.channels, sample = image / combine.channels;
-    if (k > mirror) continue;  // an odd height has one pair less
     const S* const row = static_cast<const S*>(combine.row) + (combine.row_per_sample ? 2 * sample : 0);
     S *upper = nullptr, *lower = nullptr;
     if (combine.seeds && (combine.squares || row[1] != 0)) {

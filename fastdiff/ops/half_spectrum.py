@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,21 +96,22 @@ def spectrum_combine_ref(
     stage_number: int,
     step: int,
 ) -> None:
-    """The pass between two transforms in plain PyTorch; complex numbers as pairs.
+    """The pass between two transforms in plain PyTorch.
 
-    hartley <- that of row_0 drift spectrum + row_1 gain noise. spectrum: [B, C, H, W // 2 + 1, 2],
-    contiguous, float32 or float64, as the rest but integers; hartley: [B, C, H, W]; drift: [C or 1,
-    H, W // 2 + 1], real, or pairs; gain: real, None without
-    noise; row: [1 or B, 2]; noise: its spectrum in pairs, or
-    drawn for seeds [B] and a stage, or none.
+    hartley <- that of row_0 drift spectrum + row_1 gain noise. spectrum: [B, C, H, W // 2 + 1],
+    complex64 or complex128, the rest as wide, all contiguous; hartley: [B, C, H, W]; drift: [C or
+    1, H, W // 2 + 1], real or complex; gain: real, None without noise; row: [1 or B, 2]; noise: its
+    spectrum, or drawn for seeds [B] and a stage, or none.
     step: a number of `STEPS`. Unless given, row is (a, k) of an adaptive step (`step_row`), and
     the factors are (a h, sqrt(2 h)).
     """
-    value, factors = torch.view_as_complex(spectrum), row[..., None, None, None].unbind(1)
-    direction = value * (torch.view_as_complex(drift) if drift.ndim == 4 else drift) * factors[0]
+    if step and noise_spectrum is None and seeds is None:
+        raise ValueError("spectrum_combine: an adaptive step needs noise")
+    factors = row[..., None, None, None].unbind(1)
+    direction = spectrum * drift * factors[0]
     noise = None
     if noise_spectrum is not None and gain is not None:
-        noise = torch.view_as_complex(noise_spectrum) * gain
+        noise = noise_spectrum * gain
     elif seeds is not None and gain is not None:
         number = number_of_stage(stage, stage_number)
         noise = spectral_noise_ref(seeds, hartley.shape, number, row.dtype) * gain
@@ -134,11 +136,16 @@ def _whole_square(value: Tensor, width: int) -> Tensor:
 def hartley_add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     """The pass after the last transform in plain PyTorch: y = x + Re - Im of the whole spectrum.
 
-    spectrum: pairs [B, C, H, W // 2 + 1, 2], float32, or float64 where y is; x: y's shape and
-    dtype, None for zeros; y: any float dtype. Any strides.
+    spectrum: [B, C, H, W // 2 + 1], contiguous, complex64, or complex128 where y is float64; x: y's
+    shape and dtype, None for zeros; y: any float dtype and strides.
     """
-    change = hartley_ref(torch.view_as_complex(spectrum), y.shape[3])
+    change = hartley_ref(spectrum, y.shape[3])
     y.copy_(change if x is None else x + change)
+
+
+def half_spectrum(x: Tensor) -> Tensor:
+    """rfft2 of images in the arithmetic's dtype, contiguous, which torch's need not be."""
+    return torch.fft.rfft2(x).contiguous()
 
 
 def hartley_like(x: Tensor) -> Tensor:
@@ -151,9 +158,8 @@ def inverted(hartley: Tensor, x: Tensor | None = None, y: Tensor | None = None) 
 
     y: where it goes; None: over the Hartley spectrum. Returned.
     """
-    pairs = torch.view_as_real(torch.fft.rfft2(hartley))
     y = hartley if y is None else y
-    torch.ops.fastdiff.hartley_add.default(pairs, x, y)
+    torch.ops.fastdiff.hartley_add.default(torch.fft.rfft2(hartley), x, y)
     return y
 
 
@@ -167,10 +173,11 @@ _library.define(
 _library.define("hartley_add(Tensor spectrum, Tensor? x, Tensor(a!) y) -> ()")
 
 
-def _combine_cuda(*arguments: object) -> None:
+def _combine_cuda(*arguments: Any) -> None:
     from ..kernels.half_spectrum import launch_combine
 
-    launch_combine(*arguments)
+    *tensors, step = arguments
+    launch_combine(*tensors, STEPS[step])
 
 
 def _add_cuda(*arguments: Tensor) -> None:

@@ -12,7 +12,8 @@ random numbers: as easy as 1, 2, 3", SC 2011) with
     counter = (low32(e // 4), high32(e // 4), stage, purpose),    key = (low32(seed), high32(seed))
 
 gives four words u0..u3, the noise of the elements 4 (e // 4) + 0..3: (u0, u1) serve lanes 0 and 1,
-(u2, u3) lanes 2 and 3. ``purpose`` is 0 for noise inside a solver stage and 1 for initial noise.
+(u2, u3) lanes 2 and 3. ``purpose`` is 0 for noise inside a solver stage, 1 for initial noise, 2 and
+3 for that of Haar bands (haar.py), 4 for noise born in Fourier space (half_spectrum.py).
 
 One Philox round, all words modulo 2^32, `hi` and `lo` the halves of a 32 x 32 -> 64 bit product:
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .common import FLOATS, require_device, require_dtype, wide_dtype
-from .half_spectrum import hartley_like, inverted
+from .half_spectrum import half_spectrum, hartley_like, inverted
 
 LARGEST_WHOLE = 64  # sides that one program holds
 PRECISIONS = ("exact", "fast")
@@ -72,39 +72,29 @@ class SpectralResponse:
         self.channels = channels
         self.is_real = not values.is_complex()
         self._halves: dict[tuple[torch.dtype, bool], Tensor] = {}
-        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+        self.whole: tuple[Tensor, Tensor, Tensor] | None = None  # tables for whole images
         self.kept: dict[str, Any] = {}  # what other ops make of it, for as long as it lives
         if self.is_real and max(self.height, self.width) <= LARGEST_WHOLE:
-            self._tables = whole_image_tables(self.full)
+            self.whole = whole_image_tables(self.full)
 
     @property
     def device(self) -> torch.device:
         return self.full.device
 
     def half(self, dtype: torch.dtype, adjoint: bool = False) -> Tensor:
-        """[C or 1, H, W // 2 + 1] over H W, for arithmetic in dtype: real, or pairs [..., 2].
-
-        The adjoint's is conjugate.
-        """
+        """[C or 1, H, W // 2 + 1] over H W, for arithmetic in dtype; the adjoint's is conjugate."""
         key = (dtype, adjoint and not self.is_real)
         if key not in self._halves:
             kept = self.full[:, :, : self.width // 2 + 1]
             kept = kept.to(_like(kept, dtype)) / (self.height * self.width)
-            if not self.is_real:
-                kept = torch.view_as_real((kept.conj() if key[1] else kept).resolve_conj())
-            self._halves[key] = kept.contiguous()
+            self._halves[key] = (kept.conj() if key[1] else kept).resolve_conj().contiguous()
         return self._halves[key]
-
-    @property
-    def has_tables(self) -> bool:
-        """Whether the whole-image kernel has tables for this response."""
-        return self._tables is not None
 
     def tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        if self._tables is None or x.device.type != "cuda" or x.dtype == torch.float64:
+        if self.whole is None or x.device.type != "cuda" or x.dtype == torch.float64:
             return None
-        return self._tables if fits_a_program(self.height, self.width, x.device) else None
+        return self.whole if fits_a_program(self.height, self.width, x.device) else None
 
     def describe(self, x: Tensor) -> str:
         """Which backend serves images like x."""
@@ -157,13 +147,13 @@ def spectral_filter(
 
 
 def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
-    wide = wide_dtype(x)
-    adjoint = response.half(wide, adjoint=True)
     tables = response.tables(x)
-    if tables is None and not (torch.compiler.is_compiling() or x.requires_grad):
-        return _transforms(x, response.half(wide), adjoint)  # a small image's time is the call's
     if tables is None:
-        return torch.ops.fastdiff.spectral_filter.default(x, response.half(wide), adjoint)
+        half = response.half(wide_dtype(x))
+        if not (torch.compiler.is_compiling() or x.requires_grad):
+            return filtered(x, half)  # to dispatch it costs as much as a small image
+        adjoint = response.half(wide_dtype(x), adjoint=True)
+        return torch.ops.fastdiff.spectral_filter.default(x, half, adjoint)
     return torch.ops.fastdiff.spectral_filter_whole.default(x, *tables, precision)
 
 
@@ -229,7 +219,7 @@ def whole_image_tables(full: Tensor, less: float = 1.0) -> tuple[Tensor, Tensor,
     def frequencies(size: int, sines: bool) -> np.ndarray:
         k = np.arange((size + 1) // 2)
         if sines:
-            k[0] = size // 2  # the Nyquist frequency; of no account where the row is zero
+            k[0] = size // 2  # the Nyquist frequency, where there is one
         return k
 
     for number, (row_sines, column_sines) in enumerate(
@@ -243,6 +233,10 @@ def whole_image_tables(full: Tensor, less: float = 1.0) -> tuple[Tensor, Tensor,
             coupling = (minus - plus) / 2
             coupling[:, 0], coupling[:, :, 0] = 0, 0
             tables[:, 4, : rows.shape[0], : columns.shape[1]] = coupling
+    if height % 2:  # an odd side's first sine is zero, and nothing may be drawn for it
+        tables[:, 2:4, 0] = 0
+    if width % 2:
+        tables[:, 1:4:2, :, 0] = 0
     there = lambda array: torch.tensor(array, dtype=torch.float32, device=full.device)
     return there(tables), there(bases[0]), there(bases[1])
 
@@ -287,7 +281,7 @@ def filtered(x: Tensor, half: Tensor) -> Tensor:
     wide, hartley = wide_dtype(x), hartley_like(x)
     if not x.numel():
         return hartley.to(x.dtype)
-    spectrum = torch.view_as_real(torch.fft.rfft2(x if x.dtype == wide else x.to(wide)))
+    spectrum = half_spectrum(x if x.dtype == wide else x.to(wide))
     torch.ops.fastdiff.spectrum_combine.default(
         spectrum, hartley, half, None, _one(wide, x.device), None, None, None, 0, 0
     )

@@ -1,4 +1,4 @@
-"""Sampling moves through a preconditioner: two transforms for the whole.
+"""Sampling moves through a preconditioner: two transforms for the whole, a third of given noise.
 
 Preconditioned diffusion sampling (Ma et al. 2022) passes the drift of an update through D = M M^T
 and its noise through M = F^-1 R F A, with a gain R for each frequency and A for each pixel:
@@ -42,7 +42,7 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
-from .half_spectrum import STEPS, hartley_like, inverted, step_row
+from .half_spectrum import STEPS, half_spectrum, hartley_like, inverted, step_row
 from .multistep_step import stage_noise
 from .spectral_filter import (
     PRECISIONS,
@@ -103,10 +103,9 @@ class SpectralGains:
                 squared = torch.complex(*torch.broadcast_tensors(squared, _odd(skew).to(squared)))
             self.drift = SpectralResponse(squared)
         self._tables: tuple[Tensor, ...] | None = None
-        if self.drift.has_tables and pixel is None:
-            drift, row_basis, column_basis = whole_image_tables(self.drift.full)
-            noise, _, _ = whole_image_tables(gain.full, less=0.0)
-            self._tables = drift, noise, row_basis, column_basis
+        if self.drift.whole is not None and pixel is None:
+            drift, *bases = self.drift.whole
+            self._tables = (drift, whole_image_tables(gain.full, less=0.0)[0], *bases)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,7 +126,7 @@ class SpectralGains:
         if self.tables(x) is not None:
             return "whole image: one Triton launch, two for an adaptive step"
         if self.pixel is not None:
-            return "transforms: torch.fft twice around the pixel gain"
+            return "transforms: torch.fft around the pixel gain, twice and once more for the noise"
         here = {"cuda": _has_triton and "Triton", "cpu": _ext.HAS_EXT and "C++"}
         by = here.get(x.device.type) or "PyTorch"
         return f"transforms: torch.fft, a pass between and one after by {by}"
@@ -344,8 +343,8 @@ def _update(
         if noise is None and seeds is not None:
             noise = stage_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
-    spectrum = torch.view_as_real(torch.fft.rfft2(direction))
-    noise_spectrum = None if noise is None else torch.view_as_real(torch.fft.rfft2(noise.to(wide)))
+    spectrum = half_spectrum(direction)
+    noise_spectrum = None if noise is None else half_spectrum(noise.to(wide))
     hartley = hartley_like(x)
     torch.ops.fastdiff.spectrum_combine.default(
         spectrum, hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step
@@ -398,7 +397,7 @@ def _whole(
     direction, row = _direction(x, score, coefficients)
     launch_whole(
         x, y, row, direction, drift, gain, row_basis, column_basis, seeds, stage, stage_number,
-        precision, step,
+        precision, STEPS[step],
     )  # fmt: skip
     return y
 

@@ -13,7 +13,12 @@ pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.half_spectrum import adaptive_row, launch_add, launch_combine  # noqa: E402
 from fastdiff.ops import SpectralResponse  # noqa: E402
-from fastdiff.ops.half_spectrum import hartley_add_ref, spectrum_combine_ref, step_row  # noqa: E402
+from fastdiff.ops.half_spectrum import (  # noqa: E402
+    STEPS,
+    hartley_add_ref,
+    spectrum_combine_ref,
+    step_row,
+)
 from fastdiff.ops.spectral_filter import mirrored  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +31,7 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 
 def halves(*shape, seed):
-    return torch.view_as_real(torch.fft.rfft2(random(*shape, seed=seed)))
+    return torch.fft.rfft2(random(*shape, seed=seed))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -41,12 +46,41 @@ def test_the_pass_between(size):
     cases = [(skew, None, seeds, 0), (gain, None, seeds, 1), (skew, given, None, 2),
              (gain, given, None, 0), (skew, None, None, 0)]  # fmt: skip
     for drift, noise, drawn, step in cases:
-        results = []
-        for run in (launch_combine, spectrum_combine_ref):
-            h = torch.full((2, 2, *size), math.nan, device=DEVICE)
-            run(spectrum, h, drift, gain, row, noise, drawn, None, 9, step)
-            results.append(h)
-        assert float((results[0] - results[1]).norm() / results[1].norm()) <= 1e-5
+        same(1e-5, size[1], spectrum, drift, gain, row, noise, drawn, None, 9, step)
+
+
+def same(tier, width, spectrum, *arguments):
+    """The kernel and the definition on the same arguments of the op."""
+    *tensors, step = arguments
+    results = []
+    for run, how in ((launch_combine, STEPS[step]), (spectrum_combine_ref, step)):
+        h = tensors[2].new_full((*spectrum.shape[:3], width), math.nan)
+        run(spectrum, h, *tensors, how)
+        results.append(h)
+    assert float((results[0] - results[1]).norm() / results[1].norm()) <= tier
+
+
+@pytest.mark.parametrize("size", [(6, 5), (4, 8)])
+def test_what_a_samplers_launches_hand_over(size):
+    """One row and one table for all, the stage on the device, float64, nothing but a product."""
+    spectrum = torch.fft.rfft2(random(2, 3, *size, dtype=torch.float64))
+    gain = random(1, *size, dtype=torch.float64, seed=4).abs()
+    gain = SpectralResponse(gain + mirrored(gain)).half(torch.float64)
+    row = torch.tensor([[0.4, 0.2]], dtype=torch.float64, device=DEVICE)
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    stage = torch.tensor([7], dtype=torch.int32, device=DEVICE)
+    for step in range(3):
+        same(1e-6, size[1], spectrum, gain, gain, row, None, seeds, stage, 0, step)
+    same(1e-12, size[1], spectrum, gain, None, row, None, None, None, 0, 0)
+
+
+def test_a_spectrum_in_another_order_is_refused():
+    spectrum, y = halves(3, 2, 4, 6, seed=1).transpose(0, 1), torch.empty(2, 3, 4, 6, device=DEVICE)
+    table, row = torch.ones(1, 4, 4, device=DEVICE), torch.ones(1, 2, device=DEVICE)
+    with pytest.raises(ValueError, match="spectrum must be contiguous"):
+        launch_combine(spectrum, y, table, None, row, None, None, None, 0, "given")
+    with pytest.raises(ValueError, match="spectrum must be contiguous"):
+        launch_add(spectrum, None, y)
 
 
 @pytest.mark.parametrize("size", SIZES)

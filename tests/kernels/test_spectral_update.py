@@ -57,26 +57,27 @@ def test_whole_images(size):
         (gains(1, size), rows[1], "fast"),
     ):
         y = torch.full_like(x, math.nan)
-        launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision, 0)
+        launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision, "given")
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z)
         error = (y.double() - wanted).norm() / (wanted - x).norm()
         assert float(error) <= TIERS[precision]
         y = torch.full_like(x, math.nan)
-        launch_whole(x, y, row, score, *tables(made), None, None, 0, precision, 0)
+        launch_whole(x, y, row, score, *tables(made), None, None, 0, precision, "given")
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double())
         assert float((y.double() - wanted).norm() / (wanted - x).norm()) <= TIERS[precision]
 
 
 @pytest.mark.parametrize("norms", STEPS[1:])
-def test_adaptive_steps_of_whole_images(norms):
-    size, seeds = (32, 28), torch.tensor([3, -4], device=DEVICE)
-    x, score = images((2, 3, 32, 28))
+@pytest.mark.parametrize("size", [(1, 1), (5, 6), (6, 5), (32, 28), (31, 31)])
+def test_adaptive_steps_of_whole_images(size, norms):
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    x, score = images((2, 3, *size))
     score[1] *= 3
     z = torch.fft.irfft2(spectral_noise_ref(seeds, x.shape, 2, torch.float64), s=size)
     row = torch.tensor([[-0.3, 0.1], [0.5, 0.2]], device=DEVICE)
     for channels in (1, 3):
         made, y = gains(channels, size), torch.full_like(x, math.nan)
-        arguments = (score, *tables(made), seeds, None, 2, "exact", STEPS.index(norms))
+        arguments = (score, *tables(made), seeds, None, 2, "exact", norms)
         launch_whole(x, y, row, *arguments)
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z, norms)
         error = (y.double() - wanted).norm() / (wanted - x).norm()

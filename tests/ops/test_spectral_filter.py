@@ -48,13 +48,21 @@ def test_any_size_layout_and_response(data):
     batch, channels = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     dtype = data.draw(st.sampled_from(list(TIER)))
     x = normal(batch, channels, height, width, dtype=dtype)
-    layout = data.draw(st.sampled_from(["contiguous", "channels_last", "a slice", "transposed"]))
+    layout = data.draw(
+        st.sampled_from(
+            ["contiguous", "channels_last", "a slice", "transposed", "channels first", "expanded"]
+        )
+    )
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     elif layout == "a slice":
         x = torch.cat([x, x], 3)[..., :width]
     elif layout == "transposed":
         x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == "channels first":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    elif layout == "expanded":
+        x = x[:1].expand(batch, -1, -1, -1)
     kept = data.draw(st.sampled_from([1, channels]))
     hermitian = data.draw(st.booleans())
     r = response(kept, height, width, hermitian=hermitian)
@@ -115,6 +123,9 @@ def test_the_adjoint_and_gradcheck(hermitian):
     ready = SpectralResponse(response(2, 4, 5, hermitian=hermitian))
     x = normal(1, 2, 4, 5, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: spectral_filter(x, ready), (x,))
+    assert torch.autograd.gradcheck(
+        lambda x: spectral_filter(x.repeat(3, 1, 1, 1), ready).sum(0).square(), (x,)
+    )  # its gradient comes expanded
     assert torch.autograd.gradgradcheck(lambda x: spectral_filter(x, ready), (x,), fast_mode=True)
 
 
