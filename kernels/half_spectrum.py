@@ -322,6 +322,16 @@ def _add_kernel(
     tl.store(y, change, mask=inside)
 
 
+def strides_of(**images: Tensor) -> dict[str, int]:
+    """Keyword arguments x_sample, x_channel, x_row and x_column for an image x, and so on."""
+    axes = ("sample", "channel", "row", "column")
+    return {
+        f"{name}_{axis}": stride
+        for name, image in images.items()
+        for axis, stride in zip(axes, image.stride(), strict=True)
+    }
+
+
 def add_plan(spectrum: Tensor, x: Tensor | None, y: Tensor) -> tuple[int, dict[str, Any]]:
     """Programs and keyword arguments of the launch these tensors need."""
     batch, channels, height, width = y.shape
@@ -329,11 +339,6 @@ def add_plan(spectrum: Tensor, x: Tensor | None, y: Tensor) -> tuple[int, dict[s
     tile = TILE // (8 if y.dtype == torch.float64 else 4)
     rows = min(tile // columns, triton.next_power_of_2(height))
     blocks = triton.cdiv(width, columns) * triton.cdiv(height, rows)
-    strides = {}
-    for name, tensor in (("x", y if x is None else x), ("y", y)):
-        for axis, stride in zip(("sample", "channel", "row", "column"), tensor.stride(),
-                                strict=True):  # fmt: skip
-            strides[f"{name}_{axis}"] = stride
     return blocks * batch * channels, {
         "spectrum": torch.view_as_real(spectrum),
         "x": y if x is None else x,
@@ -341,7 +346,7 @@ def add_plan(spectrum: Tensor, x: Tensor | None, y: Tensor) -> tuple[int, dict[s
         "channels": channels,
         "height": height,
         "width": width,
-        **strides,
+        **strides_of(x=y if x is None else x, y=y),
         "HAS_X": x is not None,
         "ROWS": rows,
         "COLUMNS": columns,

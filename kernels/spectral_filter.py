@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .half_spectrum import strides_of
+
 LARGEST = 64  # sides of an image that one program holds
 LARGEST_SINCE = (9, 0)  # before, the registers of a program hold half of it
 PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
@@ -134,7 +136,6 @@ def plan(
     """Programs and keyword arguments of the launch these tensors need."""
     batch, channels, height, width = x.shape
     half_height, half_width = tables.shape[2:]
-    names = ("sample", "channel", "row", "column")
     return batch * channels, {
         "x": x,
         "y": y,
@@ -145,8 +146,7 @@ def plan(
         "table_stride": tables.stride(0) if len(tables) > 1 else 0,
         "height": height,
         "width": width,
-        **{f"x_{name}": stride for name, stride in zip(names, x.stride(), strict=True)},
-        **{f"y_{name}": stride for name, stride in zip(names, y.stride(), strict=True)},
+        **strides_of(x=x, y=y),
         "HALF_H": half_height,
         "HALF_W": half_width,
         # The interpreter multiplies in float32 and knows no bf16x3.

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .half_spectrum import adaptive_row, normal_pairs
+from .half_spectrum import adaptive_row, normal_pairs, strides_of
 from .spectral_filter import (
     PRECISIONS,
     from_tiles,
@@ -169,11 +169,6 @@ def whole_plan(
     """Programs and keyword arguments of the launch these tensors need."""
     batch, channels, height, width = x.shape
     half_height, half_width = drift.shape[2:]
-    strides = {}
-    for name, tensor in (("x", x), ("score", score), ("y", x if step == "norms" else y)):
-        for axis, stride in zip(("sample", "channel", "row", "column"), tensor.stride(),
-                                strict=True):  # fmt: skip
-            strides[f"{name}_{axis}"] = stride
     return batch * channels, {
         "x": x,
         "score": score,
@@ -194,7 +189,7 @@ def whole_plan(
         "row_stride": 2 if len(row) > 1 else 0,
         "height": height,
         "width": width,
-        **strides,
+        **strides_of(x=x, score=score, y=x if step == "norms" else y),
         "HAS_NOISE": seeds is not None,
         "HAS_STAGE": stage is not None,
         "STEP": step,
