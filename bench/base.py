@@ -97,7 +97,7 @@ def _run(root: Path, options: list[str]) -> dict[str, float]:
         if done.returncode:
             raise SystemExit(f"the run in {root} failed: {(done.stdout + done.stderr)[-2000:]}")
         record = json.loads(path.read_text())
-    if Path(record["library"]).parent != root.resolve():
+    if (root / record["library"]).resolve().parent != root.resolve():
         raise SystemExit(f"{root} was to be measured, but {record['library']} was imported")
     return {case: row["p50_us"] for case, row in record["cases"].items()}
 

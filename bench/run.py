@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import fastdiff
 
 from .measure import run_entries
-from .record import Record, machine, result_path
+from .record import ROOT, Record, machine, result_path
 from .registry import entries
 from .timing import keep_freed_memory
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         "command": "python -m bench" + " --quick" * options.quick,
         "quick": options.quick,
         "threads": threads,
-        "library": str(Path(fastdiff.__file__).resolve().parent),
+        "library": os.path.relpath(Path(fastdiff.__file__).resolve().parent, ROOT),
         **machine(device),
     }
     if options.op:
