@@ -386,8 +386,8 @@ def aot_variants() -> Iterator[tuple[str, object, dict[str, object], int, int]]:
                 step, empty(2, 2, of=torch.float64),
             )  # fmt: skip
             yield f"combine {size[0]}x{size[1]} {kind} {of}", _combine_kernel, keywords, 0, 80
-        image = empty(2, 3, *size, of=of)
-        half_precision = image if of == torch.float64 else empty(2, 3, *size, of=torch.bfloat16)
-        for x, y in ((image, image), (None, image), (half_precision, half_precision)):
-            kind = f"{'add' if x is not None else 'no'} x {size[0]}x{size[1]} {y.dtype}"
-            yield f"hartley {kind}", _add_kernel, add_plan(spectrum, x, y)[1], 0, 80
+        for y_of in dict.fromkeys((of, torch.bfloat16 if of == torch.float32 else of)):
+            y = empty(2, 3, *size, of=y_of)
+            for x in (y, None):
+                kind = f"{'no' if x is None else 'add'} x {size[0]}x{size[1]} {y_of}"
+                yield f"hartley {kind}", _add_kernel, add_plan(spectrum, x, y)[1], 0, 80

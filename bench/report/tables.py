@@ -296,6 +296,9 @@ def kernels(records: dict[str, Json], code: Json) -> dict[str, str]:
             cases = entry.cases(torch.device("cuda"), False)
             blocks[f"times {entry.name}"] = _times(entry.name, cases, on["cpu"], on["gpu"])
             blocks[f"code {entry.name}"] = _code(CODE.get(entry.name, entry.name), code)
+    modules = {kernel["name"].split(" ", 1)[0] for kernel in code["kernels"]}
+    for module in sorted(modules):  # kernels that several ops share among them
+        blocks.setdefault(f"code {module}", _code(f"{module} ", code))
     return blocks
 
 
