@@ -282,13 +282,12 @@ def main() -> None:
     JSON.write_text(json.dumps(measure(), indent=1) + "\n")
 
 
-def committed() -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What this file measured, and what claims_pds_learned.py did, where it has been run."""
-    learned = json.loads(LEARNED.read_text()) if LEARNED.is_file() else None
-    return json.loads(JSON.read_text()), learned
+def committed() -> tuple[dict[str, Any], dict[str, Any]]:
+    """What this file measured, and what claims_pds_learned.py did."""
+    return json.loads(JSON.read_text()), json.loads(LEARNED.read_text())
 
 
-def page(record: dict[str, Any], learned: dict[str, Any] | None) -> str:
+def page(record: dict[str, Any], learned: dict[str, Any]) -> str:
     """docs/claims/pds.md."""
     sampler, langevin = record["sampler"], record["langevin"]
     text = INTRODUCTION.format(machine=record["machine"], torch=record["torch"])
@@ -324,9 +323,6 @@ def page(record: dict[str, Any], learned: dict[str, Any] | None) -> str:
           f"{r['h']:.2g}", f"{r['acceptance']:.2f}" if "acceptance" in r else "",
           str(r["iterations"])) for r in langevin),
     )  # fmt: skip
-    if learned is None:
-        text += "\nOn a learned score: not measured yet (`python -m bench.claims_pds_learned`).\n"
-        return text
     text += LEARNT.format(**learned)
     text += _table(
         ("alpha", "T", "spectrum error", "distance (90 %)"),

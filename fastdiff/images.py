@@ -106,12 +106,8 @@ def read_images(paths: Sequence[Path], shape: Sequence[int] | None, argument: st
 
 
 def contact_sheet(paths: Sequence[Path], out: Path, columns: int = 10) -> None:
-    """Write a PNG with the images of files in rows: see `draw_sheet`."""
-    draw_sheet(read_images(paths, None, "sheet"), out, columns)
-
-
-def draw_sheet(images: Tensor, out: Path, columns: int = 10) -> None:
-    """Write a PNG with images uint8 [N, 1 or 3, H, W] in rows, small ones enlarged wholly."""
+    """Write a PNG with the images in rows, enlarged by whole numbers where they are small."""
+    images = read_images(paths, None, "sheet")
     scale = max(1, 64 // images.shape[-1])
     images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     images = F.pad(images, (0, 2, 0, 2), value=255)

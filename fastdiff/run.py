@@ -339,6 +339,7 @@ class Run:
             noise = drawn_noise(x, seeds, self.table.indices[number][:1])
         e, b, a, factor = self.table.moves[number].unbind(1)
         direction = self._direction(number, output)
+        # One axis more: samples may be numbers, and a batch may be empty.
         squares = [t[..., None].flatten(1).square().sum(1) for t in (direction, noise)]
         h, root = step_row(torch.stack(squares, 1), factor, norms).unbind(1)
         row = self.table.rows[number].expand(self.batch, -1).clone()

@@ -268,7 +268,7 @@ def launch_combine(*arguments: Any) -> None:
     if spectrum.numel() == 0:
         return
     if not spectrum.is_contiguous():
-        raise ValueError("spectrum must be contiguous")
+        raise ValueError(f"spectrum must be contiguous, got strides {spectrum.stride()}")
     squares = None
     with torch.cuda.device_of(spectrum):
         if step != "given":
@@ -359,7 +359,7 @@ def launch_add(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     if y.numel() == 0:
         return
     if not spectrum.is_contiguous():
-        raise ValueError("spectrum must be contiguous")
+        raise ValueError(f"spectrum must be contiguous, got strides {spectrum.stride()}")
     programs, keywords = add_plan(spectrum, x, y)
     with torch.cuda.device_of(y):
         _add_kernel[(programs,)](**keywords)

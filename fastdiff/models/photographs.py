@@ -26,9 +26,9 @@ class NoiseConditional(nn.Module):
 
     forward(x [B, C, H, W], sigma [B] or scalar) -> epsilon [B, C, H, W]. For normal pixels of
     mean m and deviation d the noise is expected to be sigma (x - m) / v, v = sigma^2 + d^2, and is
-    known to a deviation of d / sqrt(v); the UNet finds the rest in units of it. So its own errors
-    cost x0 = x - sigma epsilon at most d, however large sigma is. It is shown (x - m) / sqrt(v)
-    and a time of 0 .. 1000, linear in log sigma.
+    known to a deviation of d / sqrt(v); the UNet finds the rest in units of it. So an error of one
+    in what it finds costs x0 = x - sigma epsilon at most d, however large sigma is. It is shown
+    (x - m) / sqrt(v) and a time of 0 .. 1000, linear in log sigma.
     """
 
     def __init__(self, config: UNetConfig, sigma_min: float, sigma_max: float) -> None:

@@ -251,7 +251,7 @@ def test_the_pass_between_in_cpp_is_the_definition(dtype):
                     x, h, drift.half(dtype), made.gain.half(dtype), row, noise, seeds, None, 9, step
                 )
                 results.append(h)
-            close(results[0], results[1], 1e-12 if dtype == torch.float64 else 2e-6)
+            close(results[0], results[1], 1e-12 if dtype == torch.float64 else 1e-6)
 
 
 @pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
