@@ -15,6 +15,7 @@ import datetime
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -23,8 +24,9 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +203,28 @@ def _run(*command: str) -> str:
     return done.stdout
 
 
-def kernel_variants() -> Iterator[tuple[str, object, dict[str, object], int]]:
-    """The declared variants of every module in kernels/."""
+@cache
+def kernel_variants() -> list[tuple[Any, ...]]:
+    """The declared variants of every module in kernels/, as `triton_reports` takes them."""
+    found = []
     for file in sorted((ROOT / "kernels").glob("*.py")):
         module = importlib.import_module(f"fastdiff.kernels.{file.stem}")
         for name, *rest in getattr(module, "aot_variants", tuple)():
-            yield f"{file.stem} {name}", *rest
+            found.append((f"{file.stem} {name}", *rest))
+    return found
+
+
+def variant_reports(number: int) -> list[Report]:
+    """What the declared variant of that number became, in whichever process this runs."""
+    return list(triton_reports([kernel_variants()[number]]))
+
+
+def all_reports() -> Iterator[Report]:
+    """Every kernel of the project, in order: Triton's in a process a core, then nvcc's."""
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for reports in pool.map(variant_reports, range(len(kernel_variants()))):
+            yield from reports
+    yield from nvcc_reports(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
 
 
 def main(given: list[str]) -> int:
@@ -225,17 +243,15 @@ def main(given: list[str]) -> int:
     )
     kernels, failed = [], []
     try:
-        cuda_files = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-        for reports in (triton_reports(kernel_variants()), nvcc_reports(cuda_files)):
-            for r in reports:
-                faults = ", ".join(r.faults())
-                print(
-                    f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.shared:6} "
-                    f"{r.local_accesses:6} {r.wide_loads:6} {r.wide_stores:6} {faults}"
-                )
-                kernels.append(asdict(r))
-                if faults:
-                    failed.append(f"{r.name} on sm_{r.arch}: {faults}")
+        for r in all_reports():
+            faults = ", ".join(r.faults())
+            print(
+                f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.shared:6} "
+                f"{r.local_accesses:6} {r.wide_loads:6} {r.wide_stores:6} {faults}"
+            )
+            kernels.append(asdict(r))
+            if faults:
+                failed.append(f"{r.name} on sm_{r.arch}: {faults}")
     except NoCompiler as error:
         failed.append(str(error))
     if failed:

@@ -40,7 +40,7 @@ class NoiseConditional(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         span = math.log(self.sigma_max / self.sigma_min)
         time = 1000 * (sigma.double() / self.sigma_min).log() / span
-        size = torch.hypot(sigma, torch.full_like(sigma, DEVIATION)).reciprocal()
+        size = (sigma.square() + DEVIATION**2).rsqrt()
         unit, noise, rest = (
             part.to(x.dtype)[:, None, None, None] for part in (size, sigma * size, DEVIATION * size)
         )

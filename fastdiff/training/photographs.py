@@ -21,7 +21,15 @@ from torch.nn import functional as F
 from fastdiff.models.photographs import DEVIATION, NoiseConditional
 from fastdiff.models.unet import UNetConfig
 from fastdiff.training.digits import count, warm_cosine
-from fastdiff.training.loop import BEST, Batch, Batches, LoopConfig, train, write_safetensors
+from fastdiff.training.loop import (
+    BEST,
+    Batch,
+    Batches,
+    LoopConfig,
+    derive_seed,
+    train,
+    write_safetensors,
+)
 
 HELD_OUT = 0.2  # of each photograph's width, at its right
 HALVED = 2  # photographs are shrunk by this before they are cut
@@ -113,7 +121,7 @@ def denoising_batches(images: list[Tensor], preset: Preset, device: str) -> Batc
     """Batches of crops with their noise levels, stratified over the whole range."""
 
     def batch(step: int, generator: torch.Generator) -> Batch:
-        host = torch.Generator().manual_seed(int(generator.initial_seed()) % 2**63)
+        host = torch.Generator().manual_seed(derive_seed(generator.initial_seed(), 1))
         x = crops(images, preset.batch, preset.size, host, device)
         at = (torch.arange(preset.batch) + torch.rand(preset.batch, generator=host)) / preset.batch
         noise = torch.randn(x.shape, generator=generator, device=device)

@@ -59,6 +59,19 @@ def test_levels_are_geometric_and_batches_depend_on_the_step_alone():
     assert -1e-4 <= float(clean.min()) and float(clean.max()) <= 1 + 1e-4
 
 
+def test_noise_and_crops_are_drawn_from_different_numbers(monkeypatch):
+    """Levels are uniform numbers: noise made of the same ones depends on them."""
+    drawn, taken = torch.Generator().manual_seed(4), []
+
+    def seen(images, count, size, generator, device):
+        taken.append(generator.get_state())
+        return torch.zeros(count, 3, size, size)
+
+    monkeypatch.setattr(photographs, "crops", seen)
+    photographs.denoising_batches([], photographs.PRESETS["cpu"], "cpu")(0, drawn)
+    assert not torch.equal(taken[0], torch.Generator().manual_seed(4).get_state())
+
+
 class Spy(torch.nn.Module):
     """In the UNet's place: keeps what it is shown and finds `value` everywhere."""
 
