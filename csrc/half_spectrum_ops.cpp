@@ -1,4 +1,6 @@
-// The passes over half spectra for CPU tensors.
+// A move through Fourier space for CPU tensors: torch's transforms and the passes between and after them.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -25,13 +27,22 @@ bool dense_complex(const Tensor& tensor, bool is_double) {
       tensor.scalar_type() == (is_double ? ScalarType::ComplexDouble : ScalarType::ComplexFloat);
 }
 
+// rfft2 of images in the arithmetic's type: [B, C, H, W // 2 + 1], contiguous, which torch's need not be.
+Tensor half_spectrum(const Tensor& images) {
+  const int64_t axes[] = {2, 3};
+  AtenTensorHandle found = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__fft_r2c(images.get(), axes, 2, /*normalization=*/0, /*onesided=*/1, &found));
+  const Tensor spectrum(found);
+  return spectrum.is_contiguous() ? spectrum : torch::stable::contiguous(spectrum);
+}
+
 // Checks that a table is [1 or channels, height, columns]; says if it is one for each channel.
 bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& combine, bool complex) {
   const int64_t one = combine.height * combine.columns();
   STD_TORCH_CHECK(
       (complex ? dense_complex(table, combine.is_double) : dense(table, combine.is_double)) &&
           (table.numel() == one || table.numel() == one * combine.channels),
-      "spectrum_combine: a table must be [1 or C, H, W // 2 + 1]");
+      "spectral_move: a table must be [1 or C, H, W // 2 + 1]");
   return table.numel() != one;
 }
 
@@ -80,61 +91,48 @@ void take_adaptive_step(fastdiff::SpectrumCombine& combine, bool per_batch, cons
   pass();
 }
 
-void spectrum_combine(
-    Tensor spectrum,
-    Tensor hartley,
-    Tensor drift,
-    std::optional<Tensor> gain,
-    Tensor row,
-    std::optional<Tensor> noise_spectrum,
-    std::optional<Tensor> seeds,
-    std::optional<Tensor> stage,
+// hartley <- that of row_0 drift spectrum + row_1 gain noise.
+void combine_spectra(
+    const Tensor& spectrum,
+    Tensor& hartley,
+    const Tensor& drift,
+    const std::optional<Tensor>& gain,
+    const Tensor& row,
+    const std::optional<Tensor>& noise_spectrum,
+    const std::optional<Tensor>& seeds,
+    const std::optional<Tensor>& stage,
     int64_t stage_number,
     int64_t step) {
-  STD_TORCH_CHECK(
-      spectrum.dim() == 4 && hartley.dim() == 4, "spectrum_combine: spectrum must be [B, C, H, W // 2 + 1], hartley [B, C, H, W]");
   fastdiff::SpectrumCombine combine{};
-  combine.batch = spectrum.size(0);
-  combine.channels = spectrum.size(1);
-  combine.height = spectrum.size(2);
+  combine.batch = hartley.size(0);
+  combine.channels = hartley.size(1);
+  combine.height = hartley.size(2);
   combine.width = hartley.size(3);
-  if (spectrum.numel() == 0) return;
   combine.is_double = type_of(hartley) == fastdiff::Type::f64;
-  STD_TORCH_CHECK(
-      spectrum.size(3) == combine.columns() && dense_complex(spectrum, combine.is_double),
-      "spectrum_combine: spectrum must be contiguous, complex64 or complex128, of that width");
-  STD_TORCH_CHECK(
-      dense(hartley, combine.is_double) && hartley.numel() == combine.rows() * combine.width,
-      "spectrum_combine: hartley must be [B, C, H, W], contiguous, float32 or float64");
   combine.hartley = hartley.data_ptr();
   combine.spectrum = spectrum.data_ptr();
   combine.drift_is_complex = dense_complex(drift, combine.is_double);
   combine.drift_per_channel = table_per_channel(drift, combine, combine.drift_is_complex);
   combine.drift = drift.data_ptr();
-  STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectrum_combine: noise needs a gain");
+  STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectral_move: noise needs a gain");
   if (gain) {
     combine.gain_per_channel = table_per_channel(*gain, combine, false);
     combine.gain = gain->data_ptr();
   }
   STD_TORCH_CHECK(
       dense(row, combine.is_double) && (row.numel() == 2 || row.numel() == 2 * combine.batch),
-      "spectrum_combine: row must be [1 or B, 2]");
+      "spectral_move: row must be [1 or B, 2]");
   combine.row = row.data_ptr();
   combine.row_per_sample = row.numel() != 2;
-  if (noise_spectrum) {
-    STD_TORCH_CHECK(
-        noise_spectrum->numel() == spectrum.numel() && dense_complex(*noise_spectrum, combine.is_double),
-        "spectrum_combine: noise_spectrum must be like spectrum");
-    combine.noise_spectrum = noise_spectrum->data_ptr();
-  }
+  if (noise_spectrum) combine.noise_spectrum = noise_spectrum->data_ptr();
   if (seeds) {
     STD_TORCH_CHECK(
         seeds->numel() == combine.batch && seeds->is_contiguous() && seeds->scalar_type() == ScalarType::Long,
-        "spectrum_combine: a seed for each sample");
+        "spectral_move: a seed for each sample");
     combine.seeds = static_cast<const int64_t*>(seeds->data_ptr());
   }
   STD_TORCH_CHECK(
-      !stage || (stage->numel() == 1 && stage->scalar_type() == ScalarType::Int), "spectrum_combine: stage is one int32 number");
+      !stage || (stage->numel() == 1 && stage->scalar_type() == ScalarType::Int), "spectral_move: stage is one int32 number");
   combine.stage = stage ? static_cast<const int32_t*>(stage->data_ptr()) : nullptr;
   combine.stage_number = static_cast<uint32_t>(stage_number);
   const auto pass = [&] {
@@ -144,16 +142,15 @@ void spectrum_combine(
         [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
   };
   if (step == kGiven) return pass();
-  STD_TORCH_CHECK(noise_spectrum || seeds, "spectrum_combine: an adaptive step needs noise");
+  STD_TORCH_CHECK(noise_spectrum || seeds, "spectral_move: an adaptive step needs noise");
   if (combine.is_double)
     take_adaptive_step<double>(combine, step == kBatch, pass);
   else
     take_adaptive_step<float>(combine, step == kBatch, pass);
 }
 
-void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {
-  STD_TORCH_CHECK(y.dim() == 4 && (!x || x->dim() == 4), "hartley_add: x and y must be [B, C, H, W]");
-  if (y.numel() == 0) return;
+// y <- x + the Hartley spectrum of `spectrum`.
+void add_hartley(const Tensor& spectrum, const std::optional<Tensor>& x, Tensor& y) {
   fastdiff::HartleyAdd add{};
   add.channels = y.size(1);
   add.images = y.size(0) * add.channels;
@@ -161,28 +158,54 @@ void hartley_add(Tensor spectrum, std::optional<Tensor> x, Tensor y) {
   add.width = y.size(3);
   add.type = type_of(y);
   add.is_double = add.type == fastdiff::Type::f64;
-  STD_TORCH_CHECK(
-      dense_complex(spectrum, add.is_double) && spectrum.numel() == add.rows() * (add.width / 2 + 1),
-      "hartley_add: spectrum must be [B, C, H, W // 2 + 1], contiguous, complex64, complex128 where y is float64");
   add.spectrum = spectrum.data_ptr();
   add.y = y.data_ptr();
   for (int d = 0; d < 4; ++d) add.y_strides[d] = y.stride(d);
   if (x) {
-    STD_TORCH_CHECK(type_of(*x) == add.type, "hartley_add: x and y must agree in dtype");
-    for (int d = 0; d < 4; ++d) {
-      STD_TORCH_CHECK(x->size(d) == y.size(d), "hartley_add: x and y must agree in size");
-      add.x_strides[d] = x->stride(d);
-    }
     add.x = x->data_ptr();
+    for (int d = 0; d < 4; ++d) add.x_strides[d] = x->stride(d);
   }
   torch::stable::parallel_for(
       0, add.rows(), std::max<int64_t>(1, fastdiff::kElementsPerThread / add.width),
       [&](int64_t begin, int64_t end) { fastdiff::cpu::hartley_add(add, begin, end); });
 }
 
+void check_like(const Tensor& tensor, const Tensor& y, ScalarType type) {
+  STD_TORCH_CHECK(
+      tensor.dim() == 4 && tensor.scalar_type() == type, "spectral_move: images must be [B, C, H, W], of dtypes that agree");
+  for (int d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(tensor.size(d) == y.size(d), "spectral_move: images must agree in size");
+}
+
+void spectral_move(
+    Tensor direction,
+    std::optional<Tensor> x,
+    Tensor y,
+    Tensor drift,
+    std::optional<Tensor> gain,
+    Tensor row,
+    std::optional<Tensor> noise,
+    std::optional<Tensor> seeds,
+    std::optional<Tensor> stage,
+    int64_t stage_number,
+    int64_t step) {
+  const bool is_double = type_of(y) == fastdiff::Type::f64;
+  const ScalarType wide = is_double ? ScalarType::Double : ScalarType::Float;
+  check_like(y, y, y.scalar_type());
+  check_like(direction, y, wide);
+  if (x) check_like(*x, y, y.scalar_type());
+  if (noise) check_like(*noise, y, wide);
+  if (y.numel() == 0) return;
+  std::optional<Tensor> noise_spectrum;
+  if (noise) noise_spectrum = half_spectrum(*noise);
+  // y itself holds the Hartley spectrum where it can.
+  Tensor hartley = dense(y, is_double)
+      ? y
+      : torch::stable::new_empty(y, std::vector<int64_t>{y.size(0), y.size(1), y.size(2), y.size(3)}, wide);
+  combine_spectra(half_spectrum(direction), hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step);
+  add_hartley(half_spectrum(hartley), x, y);
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("spectrum_combine", TORCH_BOX(&spectrum_combine));
-  library.impl("hartley_add", TORCH_BOX(&hartley_add));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { library.impl("spectral_move", TORCH_BOX(&spectral_move)); }

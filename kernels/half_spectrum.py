@@ -1,10 +1,10 @@
 """Passes over half spectra, in Triton: what fastdiff/ops/half_spectrum.py defines.
 
-- `fastdiff::spectrum_combine`: reads the half spectrum and writes its Hartley spectrum, 8 bytes a
+- combine: reads the half spectrum and writes its Hartley spectrum, 8 bytes a
   pixel, draws the noise where it needs it, and is bound by memory for an update without noise, by
   Philox's integer products with it. An adaptive step takes a launch before it (STEP = "norms"),
   which only reads: partial sums, one pair a program.
-- `fastdiff::hartley_add`: reads the half spectrum and the state and writes the result, 12 bytes a
+- add: reads the half spectrum and the state and writes the result, 12 bytes a
   pixel; rows k and -k come from the same memory, the second time from a cache. Bound by memory.
 """
 
@@ -262,7 +262,7 @@ def combine_plan(
 
 
 def launch_combine(*arguments: Any) -> None:
-    """The pass between two transforms, on checked arguments of the op but `step`, by its name."""
+    """The pass between two transforms: `combine_ref` on checked arguments."""
     *tensors, step = arguments
     spectrum, hartley, *_ = tensors
     if spectrum.numel() == 0:
@@ -355,7 +355,7 @@ def add_plan(spectrum: Tensor, x: Tensor | None, y: Tensor) -> tuple[int, dict[s
 
 
 def launch_add(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
-    """The pass after the last transform, on checked arguments of the op."""
+    """The pass after the last transform: `add_ref` on checked arguments."""
     if y.numel() == 0:
         return
     if not spectrum.is_contiguous():

@@ -1,4 +1,4 @@
-"""Passes over half spectra: what stands between torch.fft's transforms of real images, and after.
+"""Moves through Fourier space: torch.fft's transforms of real images, and passes over half spectra.
 
 A real image's spectrum is Hermitian, Z(-k) = conj Z(k), and kept as its half [H, W // 2 + 1]. An
 inverse transform of it, torch.fft.irfft2, is the slower one: complex along one axis, then real
@@ -7,8 +7,8 @@ since the Hartley spectrum h = Re Z - Im Z, a real image, undoes itself (Bracewe
 
     y = F^-1 Z    has    Re F h - Im F h = H W y.
 
-So a filter or a move is rfft2, one pass (`spectrum_combine`) that multiplies, adds the noise and
-writes h, rfft2 again, and one pass (`hartley_add`) that ends it and adds the state. The tables hold
+So `spectral_move`, which is a filter too, is rfft2, one pass that multiplies, adds the noise and
+writes h (combine), rfft2 again, and one pass that ends it and adds the state (add). The tables hold
 the scale 1 / (H W).
 
 **The noise.** For a seed, a stage and an image [C, H, W] the standard normals n(c, k, j) are
@@ -22,14 +22,16 @@ are the packed half spectrum of white noise z, F z = sqrt(H W / 2) w with
 for the column m = 0 (e = 0) and, where W is even, m = W / 2 (e = 1). With a pixel gain noise begins
 in space: it is that of `multistep_step`.
 
-Backends: C++ on CPU tensors (csrc/half_spectrum.h), Triton on CUDA tensors
-(kernels/half_spectrum.py), plain PyTorch without either.
+Backends: C++ on CPU tensors (csrc/half_spectrum.h), one call for the whole; on CUDA tensors the
+passes are Triton's (kernels/half_spectrum.py); plain PyTorch without either.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -84,7 +86,7 @@ def hartley_ref(value: Tensor, width: int) -> Tensor:
     return torch.cat([left[..., : (width + 1) // 2], right], -1)
 
 
-def spectrum_combine_ref(
+def combine_ref(
     spectrum: Tensor,
     hartley: Tensor,
     drift: Tensor,
@@ -94,7 +96,7 @@ def spectrum_combine_ref(
     seeds: Tensor | None,
     stage: Tensor | None,
     stage_number: int,
-    step: int,
+    step: str,
 ) -> None:
     """The pass between two transforms in plain PyTorch.
 
@@ -102,11 +104,11 @@ def spectrum_combine_ref(
     complex64 or complex128, the rest as wide, all contiguous; hartley: [B, C, H, W]; drift: [C or
     1, H, W // 2 + 1], real or complex; gain: real, None without noise; row: [1 or B, 2]; noise: its
     spectrum, or drawn for seeds [B] and a stage, or none.
-    step: a number of `STEPS`. Unless given, row is (a, k) of an adaptive step (`step_row`), and
+    step: one of `STEPS`. Unless given, row is (a, k) of an adaptive step (`step_row`), and
     the factors are (a h, sqrt(2 h)).
     """
-    if step and noise_spectrum is None and seeds is None:
-        raise ValueError("spectrum_combine: an adaptive step needs noise")
+    if step != "given" and noise_spectrum is None and seeds is None:
+        raise ValueError("spectral_move: an adaptive step needs noise")
     factors = row[..., None, None, None].unbind(1)
     direction = spectrum * drift * factors[0]
     noise = None
@@ -115,9 +117,9 @@ def spectrum_combine_ref(
     elif seeds is not None and gain is not None:
         number = number_of_stage(stage, stage_number)
         noise = spectral_noise_ref(seeds, hartley.shape, number, row.dtype) * gain
-    if noise is not None and step:
+    if noise is not None and step != "given":
         squares = [_whole_square(part, hartley.shape[3]) for part in (direction, noise)]
-        adaptive = step_row(torch.stack(squares, 1), row[:, 1], STEPS[step]).to(row.dtype)
+        adaptive = step_row(torch.stack(squares, 1), row[:, 1], step).to(row.dtype)
         factors = adaptive[..., None, None, None].unbind(1)
         direction = factors[0] * direction
     total = direction if noise is None else direction + factors[1] * noise
@@ -133,7 +135,7 @@ def _whole_square(value: Tensor, width: int) -> Tensor:
     return (value.abs().double().square() * twice).flatten(1).sum(1)
 
 
-def hartley_add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
+def add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     """The pass after the last transform in plain PyTorch: y = x + Re - Im of the whole spectrum.
 
     spectrum: [B, C, H, W // 2 + 1], contiguous, complex64, or complex128 where y is float64; x: y's
@@ -143,54 +145,78 @@ def hartley_add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     y.copy_(change if x is None else x + change)
 
 
-def half_spectrum(x: Tensor) -> Tensor:
-    """rfft2 of images in the arithmetic's dtype, contiguous, which torch's need not be."""
-    return torch.fft.rfft2(x).contiguous()
-
-
-def hartley_like(x: Tensor) -> Tensor:
-    """Memory for a Hartley spectrum of images like x: [B, C, H, W] in the arithmetic's dtype."""
-    return torch.empty_like(x, dtype=wide_dtype(x), memory_format=torch.contiguous_format)
-
-
-def inverted(hartley: Tensor, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-    """y = x + rfft2's inverse of a half spectrum, given as its Hartley spectrum.
-
-    y: where it goes; None: over the Hartley spectrum. Returned.
-    """
-    y = hartley if y is None else y
-    torch.ops.fastdiff.hartley_add.default(torch.fft.rfft2(hartley), x, y)
+def filtered(x: Tensor, half: Tensor) -> Tensor:
+    """F^-1 [half F x] by real transforms, in x's dtype, contiguous; the scale is in `half`."""
+    wide, y = wide_dtype(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.ops.fastdiff.spectral_move.default(
+        x if x.dtype == wide else x.to(wide), None, y, half, None, _one(wide, x.device), None, None,
+        None, 0, 0,
+    )  # fmt: skip
     return y
+
+
+@cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
 
 
 # == Registration ==================================================================================
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _library.define(
-    "spectrum_combine(Tensor spectrum, Tensor(a!) hartley, Tensor drift, Tensor? gain, Tensor row, "
-    "Tensor? noise_spectrum, Tensor? seeds, Tensor? stage, int stage_number, int step) -> ()"
+    "spectral_move(Tensor direction, Tensor? x, Tensor(a!) y, Tensor drift, Tensor? gain, "
+    "Tensor row, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) -> ()"
 )
-_library.define("hartley_add(Tensor spectrum, Tensor? x, Tensor(a!) y) -> ()")
 
 
-def _combine_cuda(*arguments: Any) -> None:
-    from ..kernels.half_spectrum import launch_combine
+def _move(
+    combine: Callable[..., None],
+    add: Callable[..., None],
+    direction: Tensor,
+    x: Tensor | None,
+    y: Tensor,
+    drift: Tensor,
+    gain: Tensor | None,
+    row: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    stage: Tensor | None,
+    stage_number: int,
+    step: int,
+) -> None:
+    """y = x + F^-1 [row_0 drift F direction + row_1 gain F noise], by those two passes.
 
-    *tensors, step = arguments
-    launch_combine(*tensors, STEPS[step])
+    direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of any dtype and strides, x None
+    for zeros. The rest is `combine_ref`'s, but step, a
+    number of `STEPS`.
+    """
+    if not y.numel():
+        return
+    wide = wide_dtype(y)
+    in_place = y.dtype == wide and y.is_contiguous()
+    hartley = y if in_place else torch.empty(y.shape, dtype=wide, device=y.device)
+    noise_spectrum = None if noise is None else _half_spectrum(noise)
+    combine(
+        _half_spectrum(direction), hartley, drift, gain, row, noise_spectrum, seeds, stage,
+        stage_number, STEPS[step],
+    )  # fmt: skip
+    add(_half_spectrum(hartley), x, y)
 
 
-def _add_cuda(*arguments: Tensor) -> None:
-    from ..kernels.half_spectrum import launch_add
+def _half_spectrum(x: Tensor) -> Tensor:
+    """rfft2, contiguous, which torch's need not be."""
+    return torch.fft.rfft2(x).contiguous()
 
-    launch_add(*arguments)
+
+def _move_cuda(*arguments: Any) -> None:
+    from ..kernels.half_spectrum import launch_add, launch_combine
+
+    _move(launch_combine, launch_add, *arguments)
 
 
 _has_triton = importlib.util.find_spec("triton") is not None
-_library.impl("spectrum_combine", _combine_cuda if _has_triton else spectrum_combine_ref, "CUDA")
-_library.impl("hartley_add", _add_cuda if _has_triton else hartley_add_ref, "CUDA")
+spectral_move_ref = partial(_move, combine_ref, add_ref)
+_library.impl("spectral_move", _move_cuda if _has_triton else spectral_move_ref, "CUDA")
 if not _ext.HAS_EXT:
-    _library.impl("spectrum_combine", spectrum_combine_ref, "CPU")
-    _library.impl("hartley_add", hartley_add_ref, "CPU")
-for _name in ("spectrum_combine", "hartley_add"):
-    torch.library.register_fake(f"fastdiff::{_name}", lambda *_: None, lib=_library)
+    _library.impl("spectral_move", spectral_move_ref, "CPU")
+torch.library.register_fake("fastdiff::spectral_move", lambda *_: None, lib=_library)

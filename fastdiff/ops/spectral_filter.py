@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .common import FLOATS, require_device, require_dtype, wide_dtype
-from .half_spectrum import half_spectrum, hartley_like, inverted
+from .half_spectrum import filtered
 
 LARGEST_WHOLE = 64  # sides that one program holds
 PRECISIONS = ("exact", "fast")
@@ -92,7 +92,7 @@ class SpectralResponse:
 
     def tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        if self.whole is None or x.device.type != "cuda" or x.dtype == torch.float64:
+        if self.whole is None or not x.is_cuda or x.dtype == torch.float64:
             return None
         return self.whole if fits_a_program(self.height, self.width, x.device) else None
 
@@ -136,11 +136,11 @@ def spectral_filter(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     made = response if isinstance(response, SpectralResponse) else ready(response)
-    wanted = (made.height, made.width)
-    if made.channels not in (1, x.shape[1]) or tuple(x.shape[2:]) != wanted:
+    _, channels, height, width = x.shape
+    if made.channels not in (1, channels) or made.height != height or made.width != width:
         raise ValueError(
-            f"response must be [{x.shape[1]} or 1, {x.shape[2]}, {x.shape[3]}], got "
-            f"{(made.channels, *wanted)}"
+            f"response must be [{channels} or 1, {height}, {width}], got "
+            f"{(made.channels, made.height, made.width)}"
         )
     require_device("response", made.full, x)
     return _filtered(x, made, precision)
@@ -274,25 +274,6 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 def _transforms(x: Tensor, half: Tensor, adjoint_half: Tensor) -> Tensor:
     return filtered(x, half)
-
-
-def filtered(x: Tensor, half: Tensor) -> Tensor:
-    """F^-1 [half F x] by real transforms, in x's dtype, contiguous; the scale is in `half`."""
-    wide, hartley = wide_dtype(x), hartley_like(x)
-    if not x.numel():
-        return hartley.to(x.dtype)
-    spectrum = half_spectrum(x if x.dtype == wide else x.to(wide))
-    torch.ops.fastdiff.spectrum_combine.default(
-        spectrum, hartley, half, None, _one(wide, x.device), None, None, None, 0, 0
-    )
-    if x.dtype == wide:
-        return inverted(hartley)
-    return inverted(hartley, y=torch.empty_like(x, memory_format=torch.contiguous_format))
-
-
-@cache
-def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
 
 
 def _whole(

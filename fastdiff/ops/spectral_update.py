@@ -42,12 +42,11 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
-from .half_spectrum import STEPS, half_spectrum, hartley_like, inverted, step_row
+from .half_spectrum import STEPS, filtered, step_row
 from .multistep_step import stage_noise
 from .spectral_filter import (
     PRECISIONS,
     SpectralResponse,
-    filtered,
     fits_a_program,
     mirrored,
     ready,
@@ -117,7 +116,7 @@ class SpectralGains:
 
     def tables(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        if self._tables is None or x.device.type != "cuda" or x.dtype == torch.float64:
+        if self._tables is None or not x.is_cuda or x.dtype == torch.float64:
             return None
         return self._tables if fits_a_program(*self.size, x.device) else None
 
@@ -333,9 +332,7 @@ def _update(
     step: int,
 ) -> Tensor:
     """Real transforms and the passes between and after them; the tables hold the scale."""
-    if not x.numel():
-        return torch.empty_like(x)
-    wide = wide_dtype(x)
+    wide, y = wide_dtype(x), torch.empty_like(x)
     direction, row = _direction(x, score, coefficients)
     direction = direction if direction.dtype == wide else direction.to(wide)
     if pixel is not None:
@@ -343,14 +340,11 @@ def _update(
         if noise is None and seeds is not None:
             noise = stage_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
-    spectrum = half_spectrum(direction)
-    noise_spectrum = None if noise is None else half_spectrum(noise.to(wide))
-    hartley = hartley_like(x)
-    torch.ops.fastdiff.spectrum_combine.default(
-        spectrum, hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step
+    noise = None if noise is None else noise.to(wide)
+    torch.ops.fastdiff.spectral_move.default(
+        direction, x, y, drift, gain, row, noise, seeds, stage, stage_number, step
     )
-    in_place = x.dtype == wide and x.is_contiguous()
-    return inverted(hartley, x, None if in_place else torch.empty_like(x))
+    return y
 
 
 def _direction(x: Tensor, score: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
