@@ -110,7 +110,10 @@ def extension():
             ("FASTDIFF_CUDA_VERSION", f'"{torch.version.cuda if cuda else "none"}"'),
             *([("USE_CUDA", None)] if cuda else []),
         ],
-        extra_compile_args={"cxx": CXX_FLAGS.split(), "nvcc": NVCC_FLAGS.split()},
+        extra_compile_args={
+            "cxx": CXX_FLAGS.split(),
+            "nvcc": [*NVCC_FLAGS.split(), f"--threads={set_jobs()}"],  # an architecture a thread
+        },
     )
     targets = "baseline, AVX2, AVX-512" if platform.machine() == "x86_64" else "baseline"
     summary = (

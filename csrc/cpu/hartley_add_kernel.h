@@ -1,45 +1,56 @@
 // A row of images at a time; every_target.h includes this file once for each instruction set. No include guard, and no
 // includes here.
 
-// Row p of the Hartley spectrum, from the half spectrum's rows p and -p.
-template <class S>
-FASTDIFF_TARGET inline void hartley_row(
-    const S* __restrict__ own, const S* __restrict__ mirror, S* __restrict__ to, int64_t width) {
-  for (int64_t j = 0; j < (width + 1) / 2; ++j) to[j] = own[2 * j] - own[2 * j + 1];
-  for (int64_t j = 1; j <= width / 2; ++j) to[width - j] = mirror[2 * j] + mirror[2 * j + 1];
+// y = x + row p of the Hartley spectrum, from the half spectrum's rows p and -p; x may be null.
+template <class S, class T>
+FASTDIFF_TARGET inline void dense_row(
+    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, T* __restrict__ y, int64_t width) {
+  const int64_t left = (width + 1) / 2, right = width / 2;
+  if (x) {
+    for (int64_t j = 0; j < left; ++j) narrow(static_cast<S>(widen(x[j])) + (own[2 * j] - own[2 * j + 1]), y[j]);
+    for (int64_t j = 1; j <= right; ++j)
+      narrow(static_cast<S>(widen(x[width - j])) + (mirror[2 * j] + mirror[2 * j + 1]), y[width - j]);
+  } else {
+    for (int64_t j = 0; j < left; ++j) narrow(own[2 * j] - own[2 * j + 1], y[j]);
+    for (int64_t j = 1; j <= right; ++j) narrow(mirror[2 * j] + mirror[2 * j + 1], y[width - j]);
+  }
 }
 
+// The same where neighbours are apart; change: room for a row.
 template <class S, class T>
-FASTDIFF_TARGET inline void add_row(
-    const T* x, int64_t x_step, const S* __restrict__ change, T* __restrict__ y, int64_t y_step, int64_t width) {
-  if (!x && y_step == 1) {
-    for (int64_t j = 0; j < width; ++j) narrow(change[j], y[j]);
-  } else if (!x) {
-    for (int64_t j = 0; j < width; ++j) narrow(change[j], y[j * y_step]);
-  } else if (x_step == 1 && y_step == 1) {
-    for (int64_t j = 0; j < width; ++j) narrow(static_cast<S>(widen(x[j])) + change[j], y[j]);
-  } else {
+FASTDIFF_TARGET inline void strided_row(
+    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, int64_t x_step, T* __restrict__ y,
+    int64_t y_step, int64_t width, S* __restrict__ change) {
+  dense_row<S, S>(own, mirror, nullptr, change, width);
+  if (x) {
     for (int64_t j = 0; j < width; ++j) narrow(static_cast<S>(widen(x[j * x_step])) + change[j], y[j * y_step]);
+  } else {
+    for (int64_t j = 0; j < width; ++j) narrow(change[j], y[j * y_step]);
   }
 }
 
 template <class S, class T>
 FASTDIFF_TARGET void run_as(const HartleyAdd& add, int64_t begin, int64_t end) {
-  const int64_t columns = add.width / 2 + 1;
-  const S* const spectrum = static_cast<const S*>(add.spectrum);
+  const int64_t row = 2 * (add.width / 2 + 1);  // numbers of a half spectrum's
   std::vector<S> change(add.width);
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t image = index / add.height, p = index % add.height;
+  const int64_t x_step = add.x_strides[3], y_step = add.y_strides[3];
+  const bool dense = y_step == 1 && (!add.x || x_step == 1);
+  for (int64_t index = begin, last; index < end; index = last) {  // by images: a division a row costs as much as the row
+    const int64_t image = index / add.height, first = image * add.height;
+    last = first + add.height < end ? first + add.height : end;
     const int64_t sample = image / add.channels, channel = image % add.channels;
-    const auto offset = [&](const int64_t* strides) {
-      return sample * strides[0] + channel * strides[1] + p * strides[2];
-    };
-    const S* const of_image = spectrum + 2 * columns * add.height * image;
-    const int64_t mirror = p == 0 ? 0 : add.height - p;
-    hartley_row(of_image + 2 * columns * p, of_image + 2 * columns * mirror, change.data(), add.width);
-    add_row(
-        add.x ? static_cast<const T*>(add.x) + offset(add.x_strides) : nullptr, add.x_strides[3], change.data(),
-        static_cast<T*>(add.y) + offset(add.y_strides), add.y_strides[3], add.width);
+    const S* const half = static_cast<const S*>(add.spectrum) + row * first;
+    const T* x = add.x ? static_cast<const T*>(add.x) + sample * add.x_strides[0] + channel * add.x_strides[1] : nullptr;
+    T* const y = static_cast<T*>(add.y) + sample * add.y_strides[0] + channel * add.y_strides[1];
+    for (int64_t p = index - first; p < last - first; ++p) {
+      const S *const own = half + row * p, *const mirror = half + row * (p == 0 ? 0 : add.height - p);
+      const T* const from = x ? x + p * add.x_strides[2] : nullptr;
+      T* const to = y + p * add.y_strides[2];
+      if (dense)
+        dense_row(own, mirror, from, to, add.width);
+      else
+        strided_row(own, mirror, from, x_step, to, y_step, add.width, change.data());
+    }
   }
 }
 

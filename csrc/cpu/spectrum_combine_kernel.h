@@ -139,7 +139,7 @@ template <class S>
 FASTDIFF_TARGET inline void place_rows(
     const SpectrumCombine& combine, const S* sum, S* hartley, int64_t k, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t mirror = (combine.height - k - i) % combine.height;
+    const int64_t mirror = k + i == 0 ? 0 : combine.height - k - i;
     place_row(sum + 2 * combine.columns() * i, hartley + combine.width * (k + i), hartley + combine.width * mirror,
               combine.width);
   }
