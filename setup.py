@@ -9,6 +9,7 @@ MAX_JOBS                parallel compilations (default: by cores and memory)
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,16 @@ class MissingTorch(build_ext):
 
     def run(self):
         sys.exit(NO_TORCH)
+
+
+def find_toolkit():
+    """Set CUDA_HOME to where the nvcc on PATH says that it lies: it may be a script or a link."""
+    nvcc = shutil.which("nvcc")
+    if nvcc and not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+        command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+        if found := re.search(r"^#\$ TOP=(.+)$", said, re.M):
+            os.environ["CUDA_HOME"] = os.path.realpath(found[1])
 
 
 def cuda_sources(torch, cpp_extension):
@@ -87,6 +98,7 @@ def extension():
     """Modules and commands for setup()."""
     if os.environ.get("FASTDIFF_EXT", "1") == "0":
         return [], {}
+    find_toolkit()
     try:
         import torch
         from torch.utils import cpp_extension

@@ -1,4 +1,5 @@
 // fastdiff._C: importing it registers the operators of ops.cpp; build_info() says how they were built.
+#undef TORCH_TARGET_VERSION  // torch 2.11 guards every header it brings with this, pybind11's too
 #include <pybind11/pybind11.h>
 
 #include "common.h"

@@ -202,6 +202,23 @@ def test_the_toolkit_is_that_of_torch(checkout, tmp_path, toolkit, wish, says):
     assert status == 0 and says in output, output
 
 
+@pytest.mark.parametrize("given", [None, "/given"])
+def test_an_nvcc_that_is_a_script_says_where_its_toolkit_is(checkout, tmp_path, given):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho '#$ _HERE_=/a' >&2\necho '#$ TOP=/toolkit/bin/..' >&2\n")
+    nvcc.chmod(0o755)
+    program = (
+        "import os; source = open('setup.py').read(); names = {}; "
+        "exec(source[: source.index('ext_modules, cmdclass')], names); "
+        "names['find_toolkit'](); print('home', os.environ['CUDA_HOME'])"
+    )
+    path = f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}"
+    wish = {"CUDA_HOME": given or "", "CUDA_PATH": "", "PATH": path}
+    status, output = python("-c", program, cwd=checkout, **wish)
+    assert status == 0 and f"home {given or '/toolkit'}" in output, output
+
+
 def test_pure_python_wheel(checkout, environment, tmp_path):
     checked("setup.py", "-q", "bdist_wheel", cwd=checkout, FASTDIFF_EXT="0")
     wheel = next((checkout / "dist").glob("fastdiff_sampling-*-py3-none-any.whl"))
