@@ -78,6 +78,15 @@ def test_thresholded(q: float, bound: float) -> None:
     assert 0 < squeezed < B
 
 
+def test_a_threshold_of_many_large_images() -> None:
+    """More numbers than torch.quantile takes."""
+    x, one, none = torch.zeros(2, 1, 3000, 3000), torch.ones(1), torch.zeros(1)
+    x[1] = torch.linspace(0, 4, 9_000_000).view(1, 3000, 3000)
+    found = thresholded(x, x, (one, none), 0.5, 1.0)
+    assert not found[0].any() and float(found[1].max()) == 1
+    assert float(found[1].flatten()[2_250_000]) == pytest.approx(0.5, rel=1e-5)
+
+
 def test_keep_known() -> None:
     mask = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64).view(-1, 1, 1, 1)
     alpha, sigma = (torch.tensor([v], dtype=torch.float64) for v in (0.8, 0.6))
