@@ -100,6 +100,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         (4, 3, 256, 256),
         (1, 3, 1024, 1024),
         (1, 3, 32, 32),
+        (1, 3, 64, 64),
     ]
     if device.type == "cuda":
         shapes += [(256, 3, 64, 64), (16, 3, 128, 128)]
