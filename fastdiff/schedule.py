@@ -398,7 +398,10 @@ class _Discrete(NoiseSchedule):
     def _log_bar(self, t: Array) -> Array:
         t = wide(t)
         if isinstance(t, torch.Tensor):
-            position = (t + 1).clamp(0, len(self.log_bar) - 1)
+            position, last = t + 1, len(self.log_bar) - 1
+            # clamp's derivative at its own bounds is zero in some torch, and `first` lies on one.
+            within = (position >= 0) & (position <= last)
+            position = torch.where(within, position, position.detach().clamp(0, last))
             on_device = torch.from_numpy(self._table).to(t.device)
             if self.official:
                 return on_device[(t.trunc() + 2).clamp(0, len(on_device) - 1).long()]

@@ -189,9 +189,8 @@ def _combine_kernel(
             zero_of, nyquist_of = normal_pairs(seed, theirs, number)
             zero, zero_im = _edge_noise(zero, zero_of, k, mirror)
             nyquist, nyquist_im = _edge_noise(nyquist, nyquist_of, k, mirror)
-        there = k < height
         for edge in tl.static_range(2):
-            inside_edge = there & (edge * width % 2 == 0)
+            inside_edge = k < height * (1 - edge * (width % 2))  # an odd width has one edge
             table_edge = k * columns + edge * (width // 2)
             one_edge, other_edge = _combined(
                 spectrum, drift, gain, noise, image * (height * columns) + table_edge,
