@@ -1,4 +1,4 @@
-// A move through Fourier space for CPU tensors: torch's transforms and the passes between and after them.
+// Products and moves in Fourier space for CPU tensors: torch's transforms and the passes between and after them.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <algorithm>
@@ -46,6 +46,13 @@ bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& com
   return table.numel() != one;
 }
 
+void run_pass(const fastdiff::SpectrumCombine& combine) {
+  const int64_t wanted = combine.seeds ? fastdiff::kRandomElementsPerThread : fastdiff::kElementsPerThread;
+  torch::stable::parallel_for(
+      0, combine.units(), std::max<int64_t>(1, wanted / (combine.in_pairs() ? 2 * combine.width : combine.width)),
+      [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
+}
+
 // The rows (a h, sqrt(2 h) unit) of adaptive steps of (a, k), h = k (|noise| / |direction|)^2: of each sample, or of the
 // means over the batch. squares: [batch, channels, height, 2], those of direction and noise.
 template <class S>
@@ -75,34 +82,24 @@ std::vector<S> adaptive_rows(
 }
 
 // Two passes: one for the norms, which keeps the noise that it draws, and one that moves.
-template <class S, class Pass>
-void take_adaptive_step(fastdiff::SpectrumCombine& combine, bool per_batch, const Pass& pass) {
+template <class S>
+void take_adaptive_step(fastdiff::SpectrumCombine& combine, bool per_batch) {
   std::vector<double> squares(2 * combine.rows());
   const std::unique_ptr<S[]> drawn(combine.seeds ? new S[2 * combine.rows() * combine.columns()] : nullptr);
   combine.squares = squares.data();
   combine.drawn = drawn.get();
-  pass();
+  run_pass(combine);
   const std::vector<S> rows = adaptive_rows<S>(combine, squares, per_batch, drawn ? combine.unit() : 1);
   combine.squares = nullptr;
   if (drawn) combine.noise_spectrum = drawn.get();
   combine.seeds = nullptr;
   combine.row = rows.data();
   combine.row_per_sample = true;
-  pass();
+  run_pass(combine);
 }
 
-// hartley <- that of row_0 drift spectrum + row_1 gain noise.
-void combine_spectra(
-    const Tensor& spectrum,
-    Tensor& hartley,
-    const Tensor& drift,
-    const std::optional<Tensor>& gain,
-    const Tensor& row,
-    const std::optional<Tensor>& noise_spectrum,
-    const std::optional<Tensor>& seeds,
-    const std::optional<Tensor>& stage,
-    int64_t stage_number,
-    int64_t step) {
+// What a pass needs at least: hartley <- that of drift spectrum, by a row that is still to come.
+fastdiff::SpectrumCombine combine_of(const Tensor& spectrum, const Tensor& hartley, const Tensor& drift) {
   fastdiff::SpectrumCombine combine{};
   combine.batch = hartley.size(0);
   combine.channels = hartley.size(1);
@@ -114,6 +111,22 @@ void combine_spectra(
   combine.drift_is_complex = dense_complex(drift, combine.is_double);
   combine.drift_per_channel = table_per_channel(drift, combine, combine.drift_is_complex);
   combine.drift = drift.data_ptr();
+  return combine;
+}
+
+// hartley <- that of row_0 drift spectrum + row_1 gain noise.
+void combine_spectra(
+    const Tensor& spectrum,
+    const Tensor& hartley,
+    const Tensor& drift,
+    const std::optional<Tensor>& gain,
+    const Tensor& row,
+    const std::optional<Tensor>& noise_spectrum,
+    const std::optional<Tensor>& seeds,
+    const std::optional<Tensor>& stage,
+    int64_t stage_number,
+    int64_t step) {
+  fastdiff::SpectrumCombine combine = combine_of(spectrum, hartley, drift);
   STD_TORCH_CHECK(gain || (!noise_spectrum && !seeds), "spectral_move: noise needs a gain");
   if (gain) {
     combine.gain_per_channel = table_per_channel(*gain, combine, false);
@@ -135,22 +148,16 @@ void combine_spectra(
       !stage || (stage->numel() == 1 && stage->scalar_type() == ScalarType::Int), "spectral_move: stage is one int32 number");
   combine.stage = stage ? static_cast<const int32_t*>(stage->data_ptr()) : nullptr;
   combine.stage_number = static_cast<uint32_t>(stage_number);
-  const auto pass = [&] {
-    const int64_t wanted = combine.seeds ? fastdiff::kRandomElementsPerThread : fastdiff::kElementsPerThread;
-    torch::stable::parallel_for(
-        0, combine.units(), std::max<int64_t>(1, wanted / (combine.in_pairs() ? 2 * combine.width : combine.width)),
-        [&](int64_t begin, int64_t end) { fastdiff::cpu::spectrum_combine(combine, begin, end); });
-  };
-  if (step == kGiven) return pass();
+  if (step == kGiven) return run_pass(combine);
   STD_TORCH_CHECK(noise_spectrum || seeds, "spectral_move: an adaptive step needs noise");
   if (combine.is_double)
-    take_adaptive_step<double>(combine, step == kBatch, pass);
+    take_adaptive_step<double>(combine, step == kBatch);
   else
-    take_adaptive_step<float>(combine, step == kBatch, pass);
+    take_adaptive_step<float>(combine, step == kBatch);
 }
 
 // y <- x + the Hartley spectrum of `spectrum`.
-void add_hartley(const Tensor& spectrum, const std::optional<Tensor>& x, Tensor& y) {
+void add_hartley(const Tensor& spectrum, const std::optional<Tensor>& x, const Tensor& y) {
   fastdiff::HartleyAdd add{};
   add.channels = y.size(1);
   add.images = y.size(0) * add.channels;
@@ -177,6 +184,29 @@ void check_like(const Tensor& tensor, const Tensor& y, ScalarType type) {
     STD_TORCH_CHECK(tensor.size(d) == y.size(d), "spectral_move: images must agree in size");
 }
 
+// Where the Hartley spectrum of a result goes: y itself, where it can hold it.
+Tensor room_in(const Tensor& y, ScalarType wide) {
+  if (dense(y, wide == ScalarType::Double)) return y;
+  return torch::stable::new_empty(y, std::vector<int64_t>{y.size(0), y.size(1), y.size(2), y.size(3)}, wide);
+}
+
+Tensor spectral_product(Tensor x, Tensor table) {
+  const bool is_double = type_of(x) == fastdiff::Type::f64;
+  const ScalarType wide = is_double ? ScalarType::Double : ScalarType::Float;
+  check_like(x, x, x.scalar_type());
+  const Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3)});
+  if (y.numel() == 0) return y;
+  const Tensor hartley = room_in(y, wide);
+  const Tensor spectrum = half_spectrum(x.scalar_type() == wide ? x : torch::stable::to(x, wide));
+  fastdiff::SpectrumCombine combine = combine_of(spectrum, hartley, table);
+  const double one_double[] = {1, 0};
+  const float one_float[] = {1, 0};
+  combine.row = is_double ? static_cast<const void*>(one_double) : one_float;
+  run_pass(combine);
+  add_hartley(half_spectrum(hartley), std::nullopt, y);
+  return y;
+}
+
 void spectral_move(
     Tensor direction,
     std::optional<Tensor> x,
@@ -198,14 +228,14 @@ void spectral_move(
   if (y.numel() == 0) return;
   std::optional<Tensor> noise_spectrum;
   if (noise) noise_spectrum = half_spectrum(*noise);
-  // y itself holds the Hartley spectrum where it can.
-  Tensor hartley = dense(y, is_double)
-      ? y
-      : torch::stable::new_empty(y, std::vector<int64_t>{y.size(0), y.size(1), y.size(2), y.size(3)}, wide);
+  const Tensor hartley = room_in(y, wide);
   combine_spectra(half_spectrum(direction), hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step);
   add_hartley(half_spectrum(hartley), x, y);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) { library.impl("spectral_move", TORCH_BOX(&spectral_move)); }
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+  library.impl("spectral_product", TORCH_BOX(&spectral_product));
+  library.impl("spectral_move", TORCH_BOX(&spectral_move));
+}

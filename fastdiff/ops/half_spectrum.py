@@ -7,9 +7,9 @@ since the Hartley spectrum h = Re Z - Im Z, a real image, undoes itself (Bracewe
 
     y = F^-1 Z    has    Re F h - Im F h = H W y.
 
-So `spectral_move`, which is a filter too, is rfft2, one pass that multiplies, adds the noise and
-writes h (combine), rfft2 again, and one pass that ends it and adds the state (add). The tables hold
-the scale 1 / (H W).
+So a filter (`spectral_product`) or a move (`spectral_move`) is rfft2, one pass that multiplies,
+adds the noise and writes h (combine), rfft2 again, and one pass that ends it and adds the state
+(add). The tables hold the scale 1 / (H W).
 
 **The noise.** For a seed, a stage and an image [C, H, W] the standard normals n(c, k, j) are
 Philox's (philox.py, purpose 4) of element (c H + k) W' + j, where W' is W rounded up to even. They
@@ -145,24 +145,10 @@ def add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     y.copy_(change if x is None else x + change)
 
 
-def filtered(x: Tensor, half: Tensor) -> Tensor:
-    """F^-1 [half F x] by real transforms, in x's dtype, contiguous; the scale is in `half`."""
-    wide, y = wide_dtype(x), torch.empty_like(x, memory_format=torch.contiguous_format)
-    torch.ops.fastdiff.spectral_move.default(
-        x if x.dtype == wide else x.to(wide), None, y, half, None, _one(wide, x.device), None, None,
-        None, 0, 0,
-    )  # fmt: skip
-    return y
-
-
-@cache
-def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
-
-
 # == Registration ==================================================================================
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
+_library.define("spectral_product(Tensor x, Tensor table) -> Tensor")
 _library.define(
     "spectral_move(Tensor direction, Tensor? x, Tensor(a!) y, Tensor drift, Tensor? gain, "
     "Tensor row, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) -> ()"
@@ -187,8 +173,7 @@ def _move(
     """y = x + F^-1 [row_0 drift F direction + row_1 gain F noise], by those two passes.
 
     direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of any dtype and strides, x None
-    for zeros. The rest is `combine_ref`'s, but step, a
-    number of `STEPS`.
+    for zeros. The rest is `combine_ref`'s, but step, a number of `STEPS`.
     """
     if not y.numel():
         return
@@ -203,20 +188,50 @@ def _move(
     add(_half_spectrum(hartley), x, y)
 
 
+def _product(
+    combine: Callable[..., None], add: Callable[..., None], x: Tensor, table: Tensor
+) -> Tensor:
+    """F^-1 [table F x], in x's dtype, contiguous, by those two passes."""
+    wide, y = wide_dtype(x), torch.empty_like(x, memory_format=torch.contiguous_format)
+    row = _one_and_zero(wide, x.device)
+    _move(combine, add, x.to(wide), None, y, table, None, row, None, None, None, 0, 0)
+    return y
+
+
+@cache
+def _one_and_zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor([[1.0, 0.0]], dtype=dtype, device=device)
+
+
 def _half_spectrum(x: Tensor) -> Tensor:
     """rfft2, contiguous, which torch's need not be."""
     return torch.fft.rfft2(x).contiguous()
 
 
-def _move_cuda(*arguments: Any) -> None:
-    from ..kernels.half_spectrum import launch_add, launch_combine
+def _launched(run: Callable[..., Any]) -> Callable[..., Any]:
+    """With the passes of CUDA tensors."""
+    if not _has_triton:
+        return partial(run, combine_ref, add_ref)
 
-    _move(launch_combine, launch_add, *arguments)
+    def launched(*arguments: Any) -> Any:
+        from ..kernels.half_spectrum import launch_add, launch_combine
+
+        return run(launch_combine, launch_add, *arguments)
+
+    return launched
 
 
 _has_triton = importlib.util.find_spec("triton") is not None
 spectral_move_ref = partial(_move, combine_ref, add_ref)
-_library.impl("spectral_move", _move_cuda if _has_triton else spectral_move_ref, "CUDA")
+spectral_product_ref = partial(_product, combine_ref, add_ref)
+_library.impl("spectral_move", _launched(_move), "CUDA")
+_library.impl("spectral_product", _launched(_product), "CUDA")
 if not _ext.HAS_EXT:
     _library.impl("spectral_move", spectral_move_ref, "CPU")
+    _library.impl("spectral_product", spectral_product_ref, "CPU")
 torch.library.register_fake("fastdiff::spectral_move", lambda *_: None, lib=_library)
+torch.library.register_fake(
+    "fastdiff::spectral_product", lambda x, _: x.new_empty(x.shape), lib=_library
+)
+spectral_move = torch.ops.fastdiff.spectral_move.default
+spectral_product = torch.ops.fastdiff.spectral_product.default

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .common import FLOATS, require_device, require_dtype, wide_dtype
-from .half_spectrum import filtered
+from .half_spectrum import spectral_product
 
 LARGEST_WHOLE = 64  # sides that one program holds
 PRECISIONS = ("exact", "fast")
@@ -92,7 +92,7 @@ class SpectralResponse:
 
     def tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        if self.whole is None or not x.is_cuda or x.dtype == torch.float64:
+        if not x.is_cuda or self.whole is None or x.dtype == torch.float64:
             return None
         return self.whole if fits_a_program(self.height, self.width, x.device) else None
 
@@ -151,7 +151,8 @@ def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
     if tables is None:
         half = response.half(wide_dtype(x))
         if not (torch.compiler.is_compiling() or x.requires_grad):
-            return filtered(x, half)  # to dispatch it costs as much as a small image
+            # The differentiable op costs as much to dispatch as a small image does.
+            return spectral_product(x, half)
         adjoint = response.half(wide_dtype(x), adjoint=True)
         return torch.ops.fastdiff.spectral_filter.default(x, half, adjoint)
     return torch.ops.fastdiff.spectral_filter_whole.default(x, *tables, precision)
@@ -273,7 +274,7 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 
 def _transforms(x: Tensor, half: Tensor, adjoint_half: Tensor) -> Tensor:
-    return filtered(x, half)
+    return spectral_product(x, half)
 
 
 def _whole(

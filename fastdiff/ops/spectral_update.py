@@ -42,7 +42,7 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
-from .half_spectrum import STEPS, filtered, step_row
+from .half_spectrum import STEPS, spectral_move, spectral_product, step_row
 from .multistep_step import stage_noise
 from .spectral_filter import (
     PRECISIONS,
@@ -116,7 +116,7 @@ class SpectralGains:
 
     def tables(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """What the whole-image kernel reads; None where it does not serve."""
-        if self._tables is None or not x.is_cuda or x.dtype == torch.float64:
+        if not x.is_cuda or self._tables is None or x.dtype == torch.float64:
             return None
         return self._tables if fits_a_program(*self.size, x.device) else None
 
@@ -336,14 +336,12 @@ def _update(
     direction, row = _direction(x, score, coefficients)
     direction = direction if direction.dtype == wide else direction.to(wide)
     if pixel is not None:
-        direction = filtered(direction, gain) * pixel.to(wide).square()
+        direction = spectral_product(direction, gain) * pixel.to(wide).square()
         if noise is None and seeds is not None:
             noise = stage_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
     noise = None if noise is None else noise.to(wide)
-    torch.ops.fastdiff.spectral_move.default(
-        direction, x, y, drift, gain, row, noise, seeds, stage, stage_number, step
-    )
+    spectral_move(direction, x, y, drift, gain, row, noise, seeds, stage, stage_number, step)
     return y
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastdiff import check_capturable
 from fastdiff.ops import SpectralResponse, spectral_filter, spectral_filter_ref
+from fastdiff.ops.half_spectrum import spectral_product, spectral_product_ref
 from fastdiff.ops.spectral_filter import (
     mirrored,
     real_basis,
@@ -165,6 +166,21 @@ def test_pytorchs_machinery():
     torch.testing.assert_close(found, spectral_filter(x, ready))
     found.sum().backward()
     assert check_capturable(ops.spectral_filter.default, x.detach(), half, half) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_product_is_the_definition(dtype):
+    """The op beneath, on a table with the scale in it, in any layout."""
+    response = SpectralResponse(torch.rand(3, 9, 10, dtype=torch.float64) + 0.5)
+    half = response.half(torch.float64 if dtype == torch.float64 else torch.float32)
+    last = normal(2, 3, 9, 10).to(dtype).contiguous(memory_format=torch.channels_last)
+    for x in (last, last[:, :, 1:].contiguous(), last[:1].expand(2, 3, 9, 10)):
+        x = x if x.shape[2] == 9 else torch.cat([x, x[:, :, :1]], 2)
+        found, wanted = spectral_product(x, half), spectral_product_ref(x, half)
+        assert found.dtype == dtype and found.is_contiguous()
+        torch.testing.assert_close(found, wanted)
+    torch.library.opcheck(spectral_product, (last, half))
+    assert spectral_product(last[:0], half).shape == (0, 3, 9, 10)
 
 
 def test_empty_batches_and_what_serves():
