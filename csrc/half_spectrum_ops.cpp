@@ -42,7 +42,7 @@ bool table_per_channel(const Tensor& table, const fastdiff::SpectrumCombine& com
   STD_TORCH_CHECK(
       (complex ? dense_complex(table, combine.is_double) : dense(table, combine.is_double)) &&
           (table.numel() == one || table.numel() == one * combine.channels),
-      "spectral_move: a table must be [1 or C, H, W // 2 + 1]");
+      "fastdiff: a table of a half spectrum must be [1 or C, H, W // 2 + 1], contiguous, in the arithmetic's dtype");
   return table.numel() != one;
 }
 

@@ -399,7 +399,7 @@ class _Discrete(NoiseSchedule):
         t = wide(t)
         if isinstance(t, torch.Tensor):
             position, last = t + 1, len(self.log_bar) - 1
-            # clamp's derivative at its own bounds is zero in some torch, and `first` lies on one.
+            # clamp has no slope at its own bounds in torch 2.15, and `first` lies on one.
             within = (position >= 0) & (position <= last)
             position = torch.where(within, position, position.detach().clamp(0, last))
             on_device = torch.from_numpy(self._table).to(t.device)

@@ -35,7 +35,7 @@ FASTDIFF_TARGET void run_as(const HartleyAdd& add, int64_t begin, int64_t end) {
   std::vector<S> change(add.width);
   const int64_t x_step = add.x_strides[3], y_step = add.y_strides[3];
   const bool dense = y_step == 1 && (!add.x || x_step == 1);
-  for (int64_t index = begin, last; index < end; index = last) {  // by images: a division a row costs as much as the row
+  for (int64_t index = begin, last; index < end; index = last) {  // by images: no division a row
     const int64_t image = index / add.height, first = image * add.height;
     last = first + add.height < end ? first + add.height : end;
     const int64_t sample = image / add.channels, channel = image % add.channels;

@@ -172,8 +172,9 @@ def _move(
 ) -> None:
     """y = x + F^-1 [row_0 drift F direction + row_1 gain F noise], by those two passes.
 
-    direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of any dtype and strides, x None
-    for zeros. The rest is `combine_ref`'s, but step, a number of `STEPS`.
+    direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of one dtype, any strides and
+    memory of their own, x None for zeros. The rest is `combine_ref`'s, but step, a
+    number of `STEPS`.
     """
     if not y.numel():
         return
@@ -191,7 +192,11 @@ def _move(
 def _product(
     combine: Callable[..., None], add: Callable[..., None], x: Tensor, table: Tensor
 ) -> Tensor:
-    """F^-1 [table F x], in x's dtype, contiguous, by those two passes."""
+    """F^-1 [table F x] by those two passes, in x's dtype, contiguous.
+
+    x: [B, C, H, W], any float dtype and strides; table: [C or 1, H, W // 2 + 1], real or complex,
+    in the arithmetic's dtype.
+    """
     wide, y = wide_dtype(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     row = _one_and_zero(wide, x.device)
     _move(combine, add, x.to(wide), None, y, table, None, row, None, None, None, 0, 0)
@@ -209,9 +214,7 @@ def _half_spectrum(x: Tensor) -> Tensor:
 
 
 def _launched(run: Callable[..., Any]) -> Callable[..., Any]:
-    """With the passes of CUDA tensors."""
-    if not _has_triton:
-        return partial(run, combine_ref, add_ref)
+    """With Triton's passes, imported at the first launch."""
 
     def launched(*arguments: Any) -> Any:
         from ..kernels.half_spectrum import launch_add, launch_combine
@@ -224,8 +227,10 @@ def _launched(run: Callable[..., Any]) -> Callable[..., Any]:
 _has_triton = importlib.util.find_spec("triton") is not None
 spectral_move_ref = partial(_move, combine_ref, add_ref)
 spectral_product_ref = partial(_product, combine_ref, add_ref)
-_library.impl("spectral_move", _launched(_move), "CUDA")
-_library.impl("spectral_product", _launched(_product), "CUDA")
+_library.impl("spectral_move", _launched(_move) if _has_triton else spectral_move_ref, "CUDA")
+_library.impl(
+    "spectral_product", _launched(_product) if _has_triton else spectral_product_ref, "CUDA"
+)
 if not _ext.HAS_EXT:
     _library.impl("spectral_move", spectral_move_ref, "CPU")
     _library.impl("spectral_product", spectral_product_ref, "CPU")

@@ -178,7 +178,7 @@ def test_the_product_is_the_definition(dtype):
         x = x if x.shape[2] == 9 else torch.cat([x, x[:, :, :1]], 2)
         found, wanted = spectral_product(x, half), spectral_product_ref(x, half)
         assert found.dtype == dtype and found.is_contiguous()
-        torch.testing.assert_close(found, wanted)
+        assert torch.equal(found, wanted)
     torch.library.opcheck(spectral_product, (last, half))
     assert spectral_product(last[:0], half).shape == (0, 3, 9, 10)
 
