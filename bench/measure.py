@@ -10,14 +10,14 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from .record import Record
-from .registry import Call, Case, Entry, relative_error
-from .timing import Seconds, interleaved, quantiles, ratio, replayed
+from .registry import Baseline, Call, Case, Entry, Gate, relative_error
+from .timing import Replay, Seconds, interleaved, quantiles, ratio, recorded, replayed
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints at every start
 
@@ -39,7 +39,8 @@ def run_entries(
 ) -> bool:
     """Gates and times of all entries into the record, which is written after each case.
 
-    Returns whether every gate was green. `deadline`: of time.monotonic(); no case starts after it.
+    Returns whether every gate was green and no case failed. `deadline`: of time.monotonic(); no
+    case starts after it.
     """
     green = True
     for entry in entries:
@@ -48,7 +49,7 @@ def run_entries(
             say(f"\n{entry.name}: {why}")
             continue
         if entry.name not in record.data["gates"]:
-            record.data["gates"][entry.name] = list(entry.gates(device, quick))
+            record.data["gates"][entry.name] = _gates(entry, device, quick)
             record.write()
         red = [gate for gate in record.data["gates"][entry.name] if not gate["ok"]]
         number = len(record.data["gates"][entry.name])
@@ -69,13 +70,34 @@ def run_entries(
                 if time.monotonic() > deadline:
                     say("  out of time; run the same command again to go on")
                     return green
-                row = measure(case, device, quick=quick, threads=count)
-                record.data["cases"][name] = {"entry": entry.name, "kind": entry.kind, **row}
+                try:
+                    row = measure(case, device, quick=quick, threads=count)
+                except Exception as error:  # the others still have their times
+                    green = False
+                    record.data["failed"][name] = _words(error)
+                    say(f"  RED {name}: {_words(error)}")
+                else:
+                    record.data["failed"].pop(name, None)
+                    record.data["cases"][name] = {"entry": entry.name, "kind": entry.kind, **row}
+                    say(line(name, row))
                 record.write()
-                say(line(name, row))
     record.data["complete"] = True
     record.write()
     return green
+
+
+def _gates(entry: Entry, device: torch.device, quick: bool) -> list[Gate]:
+    """All of them; what they meet besides a wrong number is a red one."""
+    found: list[Gate] = []
+    try:
+        found.extend(entry.gates(device, quick))
+    except Exception as error:
+        found.append({"case": "a gate failed", "said": _words(error), "ok": False})
+    return found
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -105,27 +127,44 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
     sets = sets_for(case, device)
     made = {name: b for name, b in case.baselines.items() if not b.lacks(device, quick)}
     skipped = {n: why for n, b in case.baselines.items() if (why := b.lacks(device, quick))}
-    _same_results(case, made)
     buffers = [case.inputs(i) for i in range(sets)]
-    calls: dict[str, Call] = {OURS: case.ours(buffers)}
-    first_us = {OURS: _once(calls[OURS], device)}
-    for name, baseline in made.items():
-        calls[name] = baseline.make(buffers)
-        first_us[name] = _once(calls[name], device)
-    budget = budget_s(quick)
+    calls: dict[str, Call] = {}
+    first_us: dict[str, float] = {}
+    held: dict[str, int] = {}
+    calls[OURS], first_us[OURS], held[OURS] = _first(case.ours, buffers, device)
+    for name, baseline in list(made.items()):
+        try:
+            _same_results(case, name, baseline)
+            calls[name], first_us[name], held[name] = _first(baseline.make, buffers, device)
+        except Disagreement:
+            raise
+        except Exception as error:  # theirs, and no reason to have no times of ours
+            skipped[name] = f"failed, {_words(error)}"
+            del made[name]
+    budget, least = budget_s(quick, device), 7 if on_gpu else 15
     groups: dict[str, Seconds] = {}
     apart = [n for n, b in made.items() if b.apart and not on_gpu]
     beside = [n for n in made if n not in apart]
     pick = lambda names: {n: calls[n] for n in (OURS, *names)}
     if on_gpu and case.capturable:
         together = [n for n in beside if made[n].capturable]
-        groups["replayed"] = replayed(pick(together) | _copy(case, sets, device), sets, budget)
+        replays: dict[str, Replay] = {}
+        for name, call in (pick(together) | _copy(case, sets, device)).items():
+            try:
+                replays[name] = recorded(call, sets)
+            except Exception as error:
+                if name in (OURS, COPY):
+                    raise
+                skipped[name] = f"failed, {_words(error)}"
+        groups["replayed"] = replayed(replays, budget)
         beside = [n for n in beside if n not in together]
     if not groups or beside:
         copy = {} if groups else _copy(case, sets, device)
-        groups["call to return"] = interleaved(pick(beside) | copy, sets, budget, device)
+        groups["call to return"] = interleaved(
+            pick(beside) | copy, sets, budget, device, least=least
+        )
     if apart:
-        groups["beside compiled code"] = interleaved(pick(apart), sets, budget, device)
+        groups["beside compiled code"] = interleaved(pick(apart), sets, budget, device, least=least)
 
     first = next(iter(groups.values()))
     row: dict[str, Any] = {
@@ -145,6 +184,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         "flops": case.flops,
         "launches": _launches(calls[OURS], device),
         "peak_bytes": {name: _peak(call, device) for name, call in calls.items()},
+        **({"held_bytes": held} if on_gpu else {}),
         "first_call_ms": {name: us / 1e3 for name, us in first_us.items()},
         "rounds": {group: len(seconds[OURS]) for group, seconds in groups.items()},
         "times": {
@@ -159,9 +199,9 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
     return row
 
 
-def budget_s(quick: bool) -> float:
-    """Seconds for a group of calls that take turns."""
-    return 3.0 if quick else 5.0
+def budget_s(quick: bool, device: torch.device) -> float:
+    """Seconds for a group of calls that take turns; a GPU's times scatter less."""
+    return 2.0 if device.type == "cuda" else 3.0 if quick else 5.0
 
 
 def sets_for(case: Case, device: torch.device) -> int:
@@ -182,15 +222,39 @@ def _copy(case: Case, sets: int, device: torch.device) -> dict[str, Call]:
     return {COPY: lambda i: pairs[i][0].copy_(pairs[i][1])}
 
 
-def _same_results(case: Case, baselines: dict[str, Any]) -> None:
-    """Every baseline that says so makes what we make of the same buffers."""
-    ours = case.ours([case.inputs(0)])(0)
-    for name, baseline in baselines.items():
-        if baseline.agrees and not baseline.apart:
-            theirs = baseline.make([case.inputs(0)])(0)
-            error = relative_error(theirs, ours)
-            if not error <= AGREEMENT:
-                raise AssertionError(f"{case.name}: {name} differs from ours by {error:.1e}")
+class Disagreement(AssertionError):
+    """A baseline computes something else."""
+
+
+def _same_results(case: Case, name: str, baseline: Baseline) -> None:
+    """A baseline that says so makes what we make of the same buffers."""
+    if baseline.agrees and not baseline.apart:
+        theirs, ours = (make([case.inputs(0)])(0) for make in (baseline.make, case.ours))
+        error = relative_error(theirs, ours)
+        if not error <= AGREEMENT:
+            raise Disagreement(f"{case.name}: {name} differs from ours by {error:.1e}")
+
+
+def _first(
+    make: Callable[[Sequence[Any]], Call], buffers: Sequence[Any], device: torch.device
+) -> tuple[Call, float, int]:
+    """The call, microseconds of its first run, and the bytes of a GPU that it keeps from then on.
+
+    Kept is what stays reserved: the pool of a graph, buffers, weights where they are its own.
+    """
+    before = _reserved(device)
+    call = make(buffers)
+    first_us = _once(call, device)
+    return call, first_us, _reserved(device) - before
+
+
+def _reserved(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
 
 
 def _once(call: Call, device: torch.device) -> float:

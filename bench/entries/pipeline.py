@@ -77,36 +77,6 @@ def compiled(network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return plain(torch.compile(network, fullgraph=True, dynamic=False))
 
 
-def graphed(prepare: Callable[[torch.nn.Module], Any]) -> Callable[[torch.nn.Module], Any]:
-    """The network alone in a CUDA graph; the scheduler stays outside."""
-
-    def make(module: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-        network, captured = prepare(module), {}
-
-        def call(x: Tensor, t: Tensor) -> Tensor:
-            if x.shape not in captured:
-                image, time = x.clone(), t.clone()
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    for _ in range(3):
-                        network(image, time)
-                torch.cuda.current_stream().wait_stream(side)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    result = network(image, time)
-                captured[x.shape] = graph, image, time, result
-            graph, image, time, result = captured[x.shape]
-            image.copy_(x)
-            time.copy_(t)
-            graph.replay()
-            return result
-
-        return call
-
-    return make
-
-
 def accelerated(device: torch.device, batch: int, steps: int) -> Callable[..., Call]:
     """The stock pipeline after `fastdiff.accelerate`: only its scheduler is ours."""
 
@@ -133,31 +103,13 @@ def _piped(pipeline: Any, device: torch.device, batch: int, steps: int) -> Call:
     return call
 
 
-def ours(
-    device: torch.device, steps: int, capture: str = "auto"
-) -> Callable[[Sequence[Tensor]], Call]:
+def ours(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
     """Our loop: on a GPU one captured graph, where that is faster."""
 
     def make(noises: Sequence[Tensor]) -> Call:
         denoiser = wrap(unet(device), schedule=scheduler())
-        sampler = Sampler(denoiser, solver="ddim", steps=steps, capture=capture)
+        sampler = Sampler(denoiser, solver="ddim", steps=steps)
         return lambda i: sampler(noises[i])
-
-    return make
-
-
-def replays_alone(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
-    """As many replays of the network as the loop has, and nothing between them: the floor."""
-
-    def make(noises: Sequence[Tensor]) -> Call:
-        network, t = graphed(plain)(unet(device)), torch.zeros((), device=device)
-
-        def call(i: int) -> Tensor:
-            for _ in range(steps):
-                result = network(noises[i], t)
-            return result
-
-        return call
 
     return make
 
@@ -172,8 +124,7 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    large = ((16, 10),) if device.type == "cuda" else ()
-    for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), *large, (1, 50)):
+    for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), (1, 50)):
         shape = (batch, 3, SIDE, SIDE)
         yield Case(
             "ddim",
@@ -194,24 +145,6 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 "stock loop": Baseline(stepped(device, steps, plain), capturable=False),
                 "stock loop, compiled network": Baseline(
                     stepped(device, steps, compiled), apart=True, capturable=False, quick=False
-                ),
-                "our loop, eager": Baseline(
-                    ours(device, steps, "never"), capturable=False, devices=("cuda",)
-                ),
-                "replays of the network alone": Baseline(
-                    replays_alone(device, steps),
-                    capturable=False,
-                    agrees=False,
-                    devices=("cuda",),
-                ),
-                "stock loop, network in a graph": Baseline(
-                    stepped(device, steps, graphed(plain)), capturable=False, devices=("cuda",)
-                ),
-                "stock loop, compiled network in a graph": Baseline(
-                    stepped(device, steps, graphed(compiled)),
-                    capturable=False,
-                    devices=("cuda",),
-                    quick=False,
                 ),
             },
             settings={"steps": steps},

@@ -1,7 +1,11 @@
-"""A whole sampling loop around a network that costs next to nothing: the solver's own cost."""
+"""A whole sampling loop around a network that costs next to nothing: the solver's own cost.
+
+On a GPU every solver's, captured, beside its own loop from Python.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
-from fastdiff import NoiseSchedule, Sampler
+from fastdiff import NoiseSchedule, Sampler, solver_names
 
 PAIRS = {  # ours, and the diffusers scheduler of the same method
     "ipndm": ("diffusers PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
@@ -32,10 +36,14 @@ def network(x: Tensor, t: Any) -> Tensor:
     return x * 0.1
 
 
-def ours(solver: str, steps: int) -> Callable[[Sequence[Tensor]], Call]:
+def ours(solver: str, steps: int, capture: str) -> Callable[[Sequence[Tensor]], Call]:
     def make(noises: Sequence[Tensor]) -> Call:
-        sampler = Sampler(network, NoiseSchedule.linear_beta(), solver=solver, steps=steps)
-        return lambda i: sampler(noises[i])
+        schedule = NoiseSchedule.linear_beta()
+        sampler = Sampler(network, schedule, solver=solver, steps=steps, capture=capture)
+        if not sampler.tableau.stochastic:
+            return lambda i: sampler(noises[i])
+        seeds = torch.arange(len(noises[0]), device=noises[0].device)
+        return lambda i: sampler(noises[i], seeds=seeds)
 
     return make
 
@@ -61,38 +69,48 @@ def stock(name: str, options: dict[str, Any], steps: int) -> Callable[[Sequence[
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
-    """In float32 as in float64, for every solver of the cases."""
+    """In float32 as in float64 for the pairs; every solver's replay as its loop, to the bit."""
     noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    for solver in PAIRS:
-        schedule = NoiseSchedule.linear_beta()
-        exact = Sampler(network, schedule, solver=solver, steps=10, dtype=torch.float64)
-        wanted = exact(noise.double())
-        error = relative_error(ours(solver, 10)([noise.to(device)])(0), wanted)
-        yield {"case": solver, "error": error, "allowed": 1e-5, "ok": error <= 1e-5}
+    for solver in solver_names():
+        eager = ours(solver, 10, "never")([noise.to(device)])(0)
+        replayed = torch.equal(ours(solver, 10, "always")([noise.to(device)])(0), eager)
+        gate = {"case": solver, "replay is eager to the bit": replayed, "ok": replayed}
+        if solver in PAIRS:
+            schedule = NoiseSchedule.linear_beta()
+            exact = Sampler(network, schedule, solver=solver, steps=10, dtype=torch.float64)
+            error = relative_error(eager, exact(noise.double()))
+            gate |= {"error": error, "allowed": 1e-5, "ok": replayed and error <= 1e-5}
+        yield gate
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
+    """Beside the stock schedulers; on a GPU then every solver beside its own loop from Python."""
+    gpu = device.type == "cuda"
+    capture = "always" if gpu else "never"
     shapes = [(1, 4, 64, 64)] if quick else [(1, 4, 64, 64), (4, 4, 64, 64), (16, 4, 64, 64)]
-    for shape in shapes:
-        for solver, (label, name, options) in PAIRS.items():
-            for steps in (10,) if quick else (5, 10, 20, 50):
-                if steps != 10 and solver != "ipndm":
-                    continue
-                yield Case(
-                    solver,
-                    shape,
-                    inputs=lambda i, shape=shape: torch.randn(shape, device=device),
-                    ours=ours(solver, steps),
-                    bytes=0,
-                    flops=0,
-                    baselines={
-                        label: Baseline(
-                            stock(name, options, steps), "diffusers", capturable=False, agrees=False
-                        )
-                    },
-                    settings={"steps": steps},
-                    capturable=False,
-                )
+    wanted = [(shape, solver, 10) for shape in shapes for solver in PAIRS]
+    if not quick:
+        wanted += [(shape, "ipndm", steps) for shape in shapes for steps in (5, 20, 50)]
+    if gpu:
+        wanted += [(shapes[0], name, 10) for name in solver_names() if name not in PAIRS]
+    for shape, solver, steps in wanted:
+        loop = functools.partial(Baseline, capturable=False, agrees=False)
+        baselines = {EAGER: loop(ours(solver, steps, "never"), devices=("cuda",))}
+        if solver in PAIRS:
+            label, name, options = PAIRS[solver]
+            baselines[label] = loop(stock(name, options, steps), "diffusers")
+        yield Case(
+            solver,
+            shape,
+            inputs=lambda i, shape=shape: torch.randn(shape, device=device),
+            ours=ours(solver, steps, capture),
+            bytes=0,
+            flops=0,
+            baselines=baselines,
+            settings={"steps": steps},
+            capturable=False,
+        )
 
 
+EAGER = "our loop, eager"
 ENTRY = Entry("solver_loop", "loop", (), gates, cases)

@@ -1,7 +1,7 @@
 """`python -m bench report`: the committed results as pages and pictures.
 
-In README.md, docs/benchmarks.md, docs/haar.md and docs/kernels.md what stands between
-`<!-- bench:begin NAME -->` and `<!-- bench:end -->` is rendered here, from bench/results/*.json and
+In README.md, docs/benchmarks.md, docs/capture.md, docs/haar.md and docs/kernels.md what stands
+between `<!-- bench:begin NAME -->` and `<!-- bench:end -->` is rendered here, from bench/results/*.json and
 the registry's formulas and nothing else; the prose around it is written by hand. `--check` compares
 instead of writing.
 """
@@ -44,6 +44,7 @@ def pages(records: dict[str, Any], solvers: dict[str, Any], code: dict[str, Any]
             "records": "\n\n".join(tables.device(name, data) for name, data in records.items()),
             "solvers": tables.errors(solvers),
         },
+        "docs/capture.md": {"": tables.captured(records)},
         "docs/haar.md": {"": tables.haar(records)},
         "docs/kernels.md": tables.kernels(records, code),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..entries import captured_loop
 from ..entries.multistep_step import ROWS, Row, flops, moved_bytes
 from ..measure import OURS
 from ..registry import Case, entries
@@ -177,6 +178,9 @@ def device(name: str, data: Json) -> str:
         figure = f"![Latency](bench-{slug}-{entry}.png)" if entry in loops(data) else ""
         parts += [f"### {entry}", figure, _cases(entry, cases), _skipped(cases)]
     parts += [f"Left out: {entry}, {why}." for entry, why in data["skipped"].items()]
+    parts += [f"Failed: `{name}`, {why}." for name, why in data.get("failed", {}).items()]
+    if not data.get("complete"):
+        parts.append("The run was cut: what is not here was not measured.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -251,6 +255,67 @@ def errors(solvers: Json) -> str:
         "[JSON](../bench/results/solvers.json).\n\n"
         + table(["solver", *(f"{calls} calls" for calls in most)], rows)
     )
+
+
+# == docs/capture.md ===============================================================================
+
+
+def captured(records: dict[str, Json]) -> str:
+    """Captured loops by what a replay of the network takes, on every GPU that was measured."""
+    blocks = []
+    for name, data in records.items():
+        cases = [c for c in data["cases"].values() if c["entry"] == "captured_loop"]
+        if not cases or data["device"] == "cpu":
+            continue
+        rows = [_captured(case) for case in sorted(cases, key=_replay_us)]
+        blocks.append(
+            f"Loops of {cases[0]['steps']} steps, medians within one run: `{data['command']}` on\n"
+            f"{machine(data)}, torch {data['torch']}, {data['date'][:10]} "
+            f"([JSON](../bench/results/{name})).\nTheirs over ours; in the columns of the compiled "
+            "network both sides are compiled:\n\n"
+            + table(
+                ("network, stock scheduler", "batch", "a replay of the network", "stock loop")
+                + ("our loop, eager", "network in a graph", "loop over its replays")
+                + ("of the gap to them", "compiled: network in a graph", "loop over its replays")
+                + ("of the gap to them", "memory, network in a graph", "memory, ours"),
+                rows,
+            )
+        )
+    return "\n\n".join(blocks) or f"{NOT_YET.capitalize()}: `python -m bench gpu`."
+
+
+def _replay_us(case: Json) -> float:
+    """One replay of the network alone."""
+    return case["p50_us"] * case["over_ours"].get(captured_loop.REPLAYS, 0) / case["steps"]
+
+
+def _captured(case: Json) -> list[str]:
+    over = case["over_ours"] | {OURS: 1.0}
+    names = captured_loop
+    plain = over.get(OURS), over.get(names.GRAPHED), over.get(names.REPLAYS)
+    compiled = (
+        over.get(names.OURS_COMPILED),
+        over.get(names.GRAPHED_COMPILED),
+        over.get(names.REPLAYS_COMPILED),
+    )
+    return [
+        case["row"],
+        str(case["shape"][0]),
+        time(_replay_us(case)),
+        *(times(over[n]) if n in over else "-" for n in (names.STOCK, names.EAGER)),
+        *_gap(*plain),
+        *_gap(*compiled),
+        *(size(case["held_bytes"][n] + case["peak_bytes"][n]) if n in case["peak_bytes"] else "-"
+          for n in (names.GRAPHED, OURS)),
+    ]  # fmt: skip
+
+
+def _gap(ours: float | None, graphed: float | None, replays: float | None) -> list[str]:
+    """Graphed network over ours, ours over the replays, and what of their difference is gone."""
+    if ours is None or graphed is None or replays is None:
+        return ["-"] * 3
+    gone = f"{(graphed - ours) / (graphed - replays):.0%}" if graphed > replays else "-"
+    return [times(graphed / ours), f"{ours / replays:.3f}", gone]
 
 
 # == docs/haar.md ==================================================================================

@@ -1,5 +1,6 @@
 """The harness: gates before times, resuming, and what a ratio is."""
 
+import dataclasses
 import json
 
 import pytest
@@ -37,7 +38,7 @@ def run(tmp_path, *entries, commit="abc", said=None, **options):
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     monkeypatch.setattr(timing, "WARM_S", 0.0)
-    monkeypatch.setattr(measure, "budget_s", lambda quick: 0.0)
+    monkeypatch.setattr(measure, "budget_s", lambda quick, device: 0.0)
     monkeypatch.setattr(measure, "FOOTPRINT", 2048)
 
 
@@ -74,9 +75,46 @@ def test_a_wrong_kernel_turns_its_gate_red(monkeypatch, tmp_path):
 
 
 def test_a_baseline_that_computes_something_else_is_refused(tmp_path):
+    """Its case has no times, the next one has."""
     wrong = Baseline(lambda sets: lambda i: sets[i] * 2.001)
-    with pytest.raises(AssertionError, match="thrice differs from ours"):
-        run(tmp_path, entry(case("a", thrice=wrong)))
+    green, data, _ = run(tmp_path, entry(case("a", thrice=wrong), case("b")))
+    assert not green and list(data["cases"]) == ["toy b 64 threads=1"]
+    assert "thrice differs from ours" in data["failed"]["toy a 64 threads=1"]
+
+
+def test_a_baseline_that_fails_takes_nothing_with_it(tmp_path):
+    def make(sets):
+        raise RuntimeError("no such kernel\nand a long story")
+
+    green, data, _ = run(tmp_path, entry(case("a", rival=Baseline(make))))
+    row = data["cases"]["toy a 64 threads=1"]
+    assert green and not row["over_ours"]
+    assert row["skipped"]["rival"] == "failed, RuntimeError: no such kernel"
+
+
+def test_a_case_of_ours_that_fails_is_red_and_tried_again(tmp_path, monkeypatch):
+    def broken(sets):
+        raise RuntimeError("out of memory")
+
+    bad = dataclasses.replace(case("a"), ours=broken)
+    green, data, record = run(tmp_path, entry(bad, case("b")))
+    assert not green and data["failed"] == {"toy a 64 threads=1": "RuntimeError: out of memory"}
+    assert list(data["cases"]) == ["toy b 64 threads=1"]
+    del data["complete"]
+    record.path.write_text(json.dumps(data))
+    green, data, _ = run(tmp_path, entry(case("a"), case("b")))
+    assert green and not data["failed"] and len(data["cases"]) == 2
+
+
+def test_gates_that_fail_are_red(tmp_path):
+    def gates(device, quick):
+        yield {"case": "first", "ok": True}
+        raise RuntimeError("does not compile")
+
+    green, data, _ = run(tmp_path, dataclasses.replace(entry(case("a")), gates=gates))
+    assert not green and not data["cases"]
+    assert [gate["ok"] for gate in data["gates"]["toy"]] == [True, False]
+    assert "does not compile" in data["gates"]["toy"][1]["said"]
 
 
 def test_a_cut_run_leaves_valid_json_and_is_gone_on_with(tmp_path, monkeypatch):

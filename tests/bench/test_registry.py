@@ -1,5 +1,7 @@
 """The registry: nothing public goes unmeasured, and bytes are those of the launch."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -28,9 +30,10 @@ def test_every_public_claim_has_its_baseline(claim):
 
 def test_names_of_cases_are_their_own():
     for entry in registry.entries():
-        for quick in (False, True):
-            names = [case.name for case in entry.cases(CPU, quick)]
-            assert len(names) == len(set(names)) > 0
+        for device, quick in itertools.product((CPU, torch.device("cuda")), (False, True)):
+            names = [case.name for case in entry.cases(device, quick)]
+            assert len(names) == len(set(names))
+            assert names or (entry.name == "captured_loop" and (device, quick) == (CPU, False))
 
 
 @pytest.mark.parametrize("row, passes", [("copy", 2), ("ddim", 3), ("plms", 7), ("unipc", 8)])

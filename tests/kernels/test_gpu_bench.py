@@ -14,7 +14,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine w
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     monkeypatch.setattr(timing, "WARM_S", 0.0)
-    monkeypatch.setattr(measure, "budget_s", lambda quick: 0.0)
+    monkeypatch.setattr(measure, "budget_s", lambda quick, device: 0.0)
     monkeypatch.setattr(measure, "FOOTPRINT", 1 << 20)
 
 
