@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from fastdiff.graph import compiled_as_written
+
 DEVICE = torch.device("meta")
 GIVEN, WARM_UP, FIRST, SECOND = range(4)  # where a tensor was made: before, or in which run
 
@@ -81,7 +83,7 @@ def check_capturable(
                 "fn must be checked on the CPU: its arguments and modules must be there; got a "
                 f"tensor on {tensor.device}"
             )
-    with torch.no_grad(), _on_device(found), watch.calls, watch:
+    with torch.no_grad(), compiled_as_written(), _on_device(found), watch.calls, watch:
         given = tree_map(lambda leaf: _wrap(leaf, GIVEN), (args, kwargs))
         for run in (WARM_UP, FIRST, SECOND):
             watch.begin(run)

@@ -64,7 +64,7 @@ class CpuRecording:
 
     def __init__(self, body: Callable[[], Tensor]) -> None:
         recorder = _Recorder()
-        with recorder:
+        with compiled_as_written(), recorder:
             self.result = body()
         self._steps = recorder.steps
 
@@ -98,7 +98,7 @@ class CudaRecording:
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
                     body()
-                with Reader() as reader:
+                with compiled_as_written(), Reader() as reader:
                     body()
             self._read = reader.foreign()  # tables in attributes, caches: kept alive
             torch.cuda.current_stream().wait_stream(aside)
@@ -463,6 +463,20 @@ def faster(eager: Callable[[], Any], replay: Callable[[], Any], device: torch.de
             _wait(device)
             taken[name].append(time.perf_counter() - start)
     return sorted(taken["eager"])[1] / sorted(taken["replay"])[1]
+
+
+_stance = threading.RLock()
+
+
+@contextmanager
+def compiled_as_written() -> Iterator[None]:
+    """What torch.compile made runs as the Python it was made of.
+
+    For a mode that sees operations: under one, compiled code is passed over, and with
+    fullgraph=True it raises and goes on raising afterwards.
+    """
+    with _stance, torch.compiler.set_stance("force_eager"):  # of all threads: one at a time
+        yield
 
 
 # == Recording on the CPU ==========================================================================

@@ -37,7 +37,7 @@ SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
 
 def pair(network=None, schedule=SCHEDULE, **options):
     """The same sampler with and without replays."""
-    network = network or Network()
+    network = Network() if network is None else network
     options = {"steps": 4} | options
     return tuple(
         fastdiff.Sampler(network, schedule, capture=capture, **options)
@@ -640,6 +640,74 @@ def test_half_precision():
     for seed in (1, 2):
         x = normal(2, 3, 8, 8, seed=seed)
         assert torch.equal(replayed(x), eager(x))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False)
+
+    def forward(self, x, t):
+        return torch.tanh(self.inner(x)) + t[:, None, None, None] / 1000
+
+
+class Compiled:
+    """A backend that counts the calls of what was compiled, and leaves it as it is."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, module, inputs):
+        def call(*args):
+            self.calls += 1
+            return module(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_compiled_network_is_recorded_and_stays_compiled(fullgraph, before):
+    backend = Compiled()
+    network = torch.compile(Scaled(), backend=backend, fullgraph=fullgraph, dynamic=False)
+    replayed, eager = pair(network)
+    x, other = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1)
+    wanted = eager(x) if before else None
+    for sampler in (replayed, replayed, eager):
+        found = sampler(x)
+        assert wanted is None or torch.equal(found, wanted)
+    assert len(loops(replayed)) == 1 and replayed.describe()["routed"] == {}
+    calls = backend.calls
+    replayed(other)
+    assert backend.calls == calls
+    assert fastdiff.check_capturable(eager, other) == []
+    wanted = eager(other)
+    assert torch.equal(wanted, replayed(other)) and backend.calls == calls + 4
+    torch.compiler.reset()
+
+
+def test_recordings_in_threads_leave_compiled_code_compiled():
+    """The switch is one for all threads: it must come back, whoever leaves it last."""
+    backend = Compiled()
+    network = torch.compile(Scaled(), backend=backend, dynamic=False)
+    x = normal(2, 3, 8, 8)
+    fastdiff.Sampler(network, SCHEDULE, steps=2, capture="never")(x)
+    start = threading.Barrier(4)
+
+    def record(number):
+        sampler = pair(torch.compile(Scaled(), backend=backend, dynamic=False))[0]
+        start.wait()
+        sampler(x)
+
+    threads = [threading.Thread(target=record, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    calls = backend.calls
+    network(x, torch.zeros(2))
+    assert backend.calls == calls + 1
+    torch.compiler.reset()
 
 
 def test_what_else_a_recording_fixes():

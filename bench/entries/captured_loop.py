@@ -133,7 +133,7 @@ MODELS = {
     ),
     "DDPM LSUN 256": Model(
         _ddpm(256, (128, 128, 256, 256, 512, 512), 4),  # 113.7 million
-        {"block_out_channels": (32,) * 6},
+        {"block_out_channels": (64,) * 6},
         (3, 256, 256),
         _methods(),
     ),

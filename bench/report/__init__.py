@@ -1,9 +1,9 @@
 """`python -m bench report`: the committed results as pages and pictures.
 
 In README.md, docs/benchmarks.md, docs/capture.md, docs/haar.md and docs/kernels.md what stands
-between `<!-- bench:begin NAME -->` and `<!-- bench:end -->` is rendered here, from bench/results/*.json and
-the registry's formulas and nothing else; the prose around it is written by hand. `--check` compares
-instead of writing.
+between `<!-- bench:begin NAME -->` and `<!-- bench:end -->` is rendered here, from
+bench/results/*.json and the registry's formulas and nothing else; the prose around it is written by
+hand. `--check` compares instead of writing.
 """
 
 from __future__ import annotations

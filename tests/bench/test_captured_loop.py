@@ -1,0 +1,73 @@
+"""Captured loops: published architectures, the same samples, what the page makes of times."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+import diffusers
+
+from bench.entries import captured_loop
+from bench.measure import OURS
+from bench.report import tables
+
+CPU = torch.device("cpu")
+# Ho et al. 2020 (CIFAR-10 and LSUN), Dhariwal and Nichol 2021 (less its classes), Stable Diffusion.
+MILLIONS = {
+    "DDPM CIFAR-10": 35.7,
+    "EDM 64 px": 295.1,
+    "DDPM LSUN 256": 113.7,
+    "Stable Diffusion 1.5": 859.5,
+}
+
+
+@pytest.mark.parametrize("name", captured_loop.MODELS)
+def test_sizes_are_the_published_ones(name):
+    model = captured_loop.MODELS[name]
+    kind = diffusers.UNet2DConditionModel if model.guided else diffusers.UNet2DModel
+    with torch.device("meta"):
+        network = kind(**model.config)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count / 1e6 == pytest.approx(MILLIONS[name], abs=0.06)
+
+
+def test_gates_are_green():
+    assert all(gate["ok"] for gate in captured_loop.gates(CPU, True))
+
+
+def test_a_gate_sees_another_solver(monkeypatch):
+    name = "DDPM CIFAR-10"
+    model = captured_loop.MODELS[name]
+    swapped = tuple(dataclasses.replace(method, solver="ipndm") for method in model.methods)
+    changed = dataclasses.replace(model, methods=swapped)
+    monkeypatch.setattr(captured_loop, "MODELS", {name: changed})
+    assert not any(gate["ok"] for gate in captured_loop.gates(CPU, True))
+
+
+def case(ours, **others):
+    over = {name: us / ours for name, us in others.items()}
+    names = (OURS, *others)
+    return {
+        "entry": "captured_loop", "row": "net, DDIM", "shape": (4, 3, 8, 8), "steps": 8,
+        "p50_us": ours, "over_ours": over, "peak_bytes": dict.fromkeys(names, 10),
+        "held_bytes": dict.fromkeys(names, 1000),
+    }  # fmt: skip
+
+
+def test_the_share_of_the_gap_and_what_is_over_the_floor():
+    names = captured_loop
+    row = tables._captured(case(810.0, **{
+        names.STOCK: 1620.0, names.GRAPHED: 1000.0, names.REPLAYS: 800.0,
+        names.OURS_COMPILED: 405.0, names.GRAPHED_COMPILED: 500.0,
+    }))  # fmt: skip
+    assert row[:3] == ["net, DDIM", "4", "100 us"]
+    assert row[3:5] == ["2.00x", "-"]
+    assert row[5:8] == ["1.23x", "1.012", "95%"]  # 190 of 200
+    assert row[8:11] == ["-"] * 3  # the compiled replays were not measured
+    assert row[11:] == ["1.01 kB", "1.01 kB"]
+
+
+def test_where_nothing_was_measured_the_page_says_how():
+    assert tables.captured({"cpu.json": {"device": "cpu", "cases": {}}}).startswith("Not measured")
