@@ -147,14 +147,18 @@ def main(given: list[str]) -> int:
 
         return tune(device)
     keep_freed_memory()
+    only = options.only or []
     path = options.json or (
-        Path(tempfile.mkdtemp()) / "dry.json" if options.dry else result_path(device)
+        Path(tempfile.mkdtemp()) / "dry.json" if options.dry else result_path(device, only)
     )
     threads = [torch.get_num_threads()]
-    record = Record(path, {
-        "command": "python -m bench gpu", "quick": options.dry, "dry": options.dry,
-        "threads": threads, **machine(device),
-    })  # fmt: skip
+    head = {
+        "command": " ".join(["python -m bench gpu", *(f"--only {name}" for name in only)]),
+        "quick": options.dry, "dry": options.dry, "threads": threads, **machine(device),
+    }  # fmt: skip
+    if only:
+        head["entries"] = [name for name in only if name in known]
+    record = Record(path, head)
     print(f"{'going on with' if record.resumed else 'writing'} {path}", flush=True)
     green = run_steps(record, options)
     chosen = [entry for name, entry in known.items() if name in (options.only or known)]

@@ -108,12 +108,12 @@ class NoiseSchedule:
         Raises:
             ValueError: there are none: convention "official" knows whole times only.
         """
-        time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
             logs = self.log_alpha(time), self.log_sigma(time)
-        if not logs[0].requires_grad:
-            raise ValueError(f'{self.name} has no time derivatives in convention "official"')
-        slopes = [torch.autograd.grad(log, time)[0] for log in logs]
+            if not logs[0].requires_grad:
+                raise ValueError(f'{self.name} has no time derivatives in convention "official"')
+            slopes = [torch.autograd.grad(log, time)[0] for log in logs]
         return float(slopes[0]), float(slopes[1])
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -132,6 +134,15 @@ def test_ve_steps_are_geometric() -> None:
     times = NoiseSchedule.ve(0.01, 50.0).times(11)
     np.testing.assert_allclose(times[1:-1] / times[:-2], (0.01 / 50) ** (1 / 10), rtol=1e-12)
     assert (times[0], times[-2], times[-1]) == (50.0, 0.01, 0.0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_rates_need_no_gradients_of_the_caller(mode: Callable[[], Any]) -> None:
+    schedule = NoiseSchedule.cosine()
+    with mode():
+        assert schedule.rates(500.0) == NoiseSchedule.cosine().rates(500.0)
+        found = schedule.rates(500.0)
+    assert found == schedule.rates(500.0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
