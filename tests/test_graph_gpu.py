@@ -137,6 +137,27 @@ def test_a_network_that_waits_for_the_host_finishes_stepwise():
     assert fastdiff.check_capturable(network.cpu(), x.cpu(), torch.zeros(2)) != []
 
 
+def test_a_compiled_network_is_captured_as_it_runs():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x, t):
+            return torch.tanh(self.inner(x)) + t[:, None, None, None] / 1000
+
+    module = Small().cuda().requires_grad_(False)
+    replayed, eager = pair(torch.compile(module, fullgraph=True, dynamic=False))
+    for seed in (0, 1):
+        x = torch.randn(
+            2, 3, 8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)
+        )
+        assert torch.equal(replayed(x), eager(x))
+    (loop,) = loops(replayed.denoiser)
+    assert isinstance(loop.recordings[0], CudaRecording)
+    assert replayed.describe()["routed"] == {}
+
+
 def test_auto_measures_once_and_says_so():
     network = digits()
     sampler = fastdiff.Sampler(network, SCHEDULE, steps=5)
