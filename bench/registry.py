@@ -6,6 +6,7 @@ To add one: a file in bench/entries/ with an `ENTRY`, and a line at the end of t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,11 @@ class Entry:
     def lacks(self) -> str:
         """Why it cannot be run here; "" where it can."""
         return absent(self.needs)
+
+
+def exact_convolutions() -> contextlib.AbstractContextManager[Any]:
+    """For comparisons: cuDNN in float32 proper, and the same algorithm each time."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def absent(module: str) -> str:

@@ -12,13 +12,14 @@ depends on Python, on addresses that move or on numbers that were read by the ho
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -30,6 +31,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 MEASURED_STAGES = 4  # of a loop recorded by the stage, when a replay is compared with the loop
 WARM_UPS = 2  # runs before a capture: lazy initialisation, autotuning, compilation
 PAYS = 0.99  # a replay must take less than this share of the eager time to be kept
+
+
+_stance = threading.RLock()  # held while compiled code runs as Python, and while it is recorded
 
 
 class NotCapturable(RuntimeError):
@@ -101,15 +105,25 @@ class CudaRecording:
                 with compiled_as_written(), Reader() as reader:
                     body()
             self._read = reader.foreign()  # tables in attributes, caches: kept alive
-            torch.cuda.current_stream().wait_stream(aside)
+            stream = torch.cuda.current_stream()
+            stream.wait_stream(aside)
             torch.cuda.synchronize()
+            # cuBLAS's workspace goes into the pool: others may free the one of the warm-up.
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             self._graph = torch.cuda.CUDAGraph()
-            # The stream is given: the default one belongs to the device that captured first.
-            with torch.cuda.graph(
-                self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"
-            ):
-                self.result = body()
+            try:
+                # The stream is given: the default one belongs to the device that captured first.
+                with torch.cuda.graph(
+                    self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+                ):
+                    self.result = body()
+            except BaseException:  # a capture that breaks off may leave both as they were in it
+                torch.cuda.set_stream(stream)
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+                raise
             self.bytes = max(torch.cuda.memory_reserved() - before, 0)
 
     def replay(self) -> None:
@@ -158,7 +172,9 @@ class Loop:
         leaves: Sequence[Any],
         place: Any,
     ) -> None:
-        with torch.inference_mode(False), torch.no_grad():  # its tensors could not be written later
+        # Tensors of inference mode could not be written later. Nor may a recording in another
+        # thread make this one's compiled code run as Python.
+        with torch.inference_mode(False), torch.no_grad(), _stance:
             self._leaves = [_buffer(leaf) for leaf in leaves]
             self.recordings = []
             for call in (lambda: body(self._leaves), *stages):
@@ -218,7 +234,9 @@ class LoopCache:
     def __init__(self, most: int = 8, memory: int | None = None) -> None:
         self.most, self.memory = most, memory
         self.lock = threading.Lock()
-        self.loops: OrderedDict[Hashable, Loop | str] = OrderedDict()  # or why there is none
+        self.loops: OrderedDict[tuple[Hashable, Hashable], Loop | str] = (
+            OrderedDict()
+        )  # or why there is none
         self._places: dict[torch.device, Any] = {}
         self._keepers: dict[torch.device, CudaRecording] = {}
         self._last: torch.cuda.Event | None = None  # the end of the last replay
@@ -229,7 +247,7 @@ class LoopCache:
     def place(self, device: torch.device) -> Any:
         """The memory pool and the stream of captures on a device; None on the CPU."""
         if device not in self._places and device.type == "cuda":
-            with torch.cuda.device(device):
+            with torch.cuda.device(device), torch.inference_mode(False):
                 place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
                 # A pool ends with its last graph, and its handle too: one graph is always there.
                 keeper = CudaRecording(lambda: torch.zeros(1, device=device), device, place)
@@ -238,7 +256,8 @@ class LoopCache:
 
     def call(
         self,
-        key: Callable[[], Hashable],
+        kind: Callable[[], Hashable],
+        state: Callable[[], Hashable],
         record: Callable[[], Loop],
         stepwise: Callable[[], Tensor],
         leaves: Sequence[Any],
@@ -250,18 +269,26 @@ class LoopCache:
     ) -> tuple[Tensor | None, str]:
         """A replay, recorded at the first call of its key; or None and why, after a warning.
 
-        Whatever a recording meets, the caller can go on stepwise. Raised is what `stages.after`
-        raises, and what a replay meets once it was called. `measure`: keep a loop only where it is
-        faster than `stepwise`.
+        The key is the call's `kind` and the network's `state`. To look at all of a network takes
+        milliseconds, so the last loop of the kind is replayed meanwhile: its result counts where it
+        turns out to be the loop of the key. Whatever a recording meets, the caller can go on
+        stepwise. Raised is what `stages.after` raises, and what a replay meets once it was called.
+        `measure`: keep a loop only where it is faster than `stepwise`.
         """
         known, failed, raised = None, False, None
         with self._in_turn(stages is not None and stages.after is not None) as mine:
             if not mine:
                 return None, "another loop is between two of its stages"
             try:
-                known = key()
+                of_kind = kind()
+                likely, result = self._latest(of_kind), None
+                if isinstance(likely, Loop) and (stages is None or stages.after is None):
+                    result = self.play(likely, leaves, tables, stages)
+                known = of_kind, state()
                 with self.lock:
                     loop = self.find(known)
+                if result is not None and loop is likely:
+                    return result, ""
                 if loop is None:
                     loop = recorded = record()
                     if measure:
@@ -283,6 +310,8 @@ class LoopCache:
                     raise
                 reason, failed = f"{type(error).__name__}: {error}".partition("\n")[0], True
                 self._places.clear()  # the allocator may take a broken capture for a running one
+                with suppress(Exception):
+                    self.place(device)  # a capture that ends well puts torch's generator right
                 if known is not None:
                     with self.lock:
                         self.keep(known, reason)
@@ -349,13 +378,19 @@ class LoopCache:
 
         return called
 
-    def find(self, key: Hashable) -> Loop | str | None:
-        """The loop of a key, or why there is none; None for a new key."""
+    def _latest(self, kind: Hashable) -> Loop | str | None:
+        """What was found last for a kind of call, whatever the network was then."""
+        with self.lock:
+            found = (loop for key, loop in reversed(self.loops.items()) if key[0] == kind)
+            return next(found, None)
+
+    def find(self, key: tuple[Hashable, Hashable]) -> Loop | str | None:
+        """The loop of a key (kind, state), or why there is none; None for a new key."""
         if key in self.loops:
             self.loops.move_to_end(key)
         return self.loops.get(key)
 
-    def keep(self, key: Hashable, loop: Loop | str) -> None:
+    def keep(self, key: tuple[Hashable, Hashable], loop: Loop | str) -> None:
         """Remember a loop, or why there is none; the oldest make room."""
         self.loops[key] = loop
         while len(self.loops) > self.most or (
@@ -465,9 +500,6 @@ def faster(eager: Callable[[], Any], replay: Callable[[], Any], device: torch.de
     return sorted(taken["eager"])[1] / sorted(taken["replay"])[1]
 
 
-_stance = threading.RLock()
-
-
 @contextmanager
 def compiled_as_written() -> Iterator[None]:
     """What torch.compile made runs as the Python it was made of.
@@ -475,6 +507,9 @@ def compiled_as_written() -> Iterator[None]:
     For a mode that sees operations: under one, compiled code is passed over, and with
     fullgraph=True it raises and goes on raising afterwards.
     """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and it takes seconds to import
+        yield
+        return
     with _stance, torch.compiler.set_stance("force_eager"):  # of all threads: one at a time
         yield
 

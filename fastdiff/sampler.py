@@ -370,12 +370,15 @@ class Sampler:
             stages, staged = None, False
         table = self._table(device) if stages is None else self._stage_table(device)
 
-        def key() -> Hashable:
-            extra = self.capture_key() if self.capture_key is not None else None
-            weights, state = network_state(self.denoiser, device, adapters=extra is not None)
-            memory.extend(weights)
+        def kind() -> Hashable:
             return (table.structure, self.dtype, self.dynamic_threshold, spec,
-                    tuple(leaf_key(leaf) for leaf in leaves), state, extra)  # fmt: skip
+                    tuple(leaf_key(leaf) for leaf in leaves))  # fmt: skip
+
+        def state() -> Hashable:
+            extra = self.capture_key() if self.capture_key is not None else None
+            weights, found = network_state(self.denoiser, device, adapters=extra is not None)
+            memory.extend(weights)
+            return found, extra
 
         def record() -> Loop:
             if isinstance(table, StageTable):
@@ -383,7 +386,8 @@ class Sampler:
             return self._recorded(leaves, spec, device, memory, cache.place(device))
 
         result, why = cache.call(
-            key,
+            kind,
+            state,
             record,
             lambda: self._stepwise(given, self._table(device), most=staged and MEASURED_STAGES),
             leaves,

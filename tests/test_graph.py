@@ -642,6 +642,28 @@ def test_half_precision():
         assert torch.equal(replayed(x), eager(x))
 
 
+def test_the_likely_loop_replays_while_the_network_is_looked_at(monkeypatch):
+    """What it made counts only if the network turns out to be the one that was recorded."""
+    seen = []
+    for owner, name in ((LoopCache, "play"), (fastdiff.sampler, "network_state")):
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, inner=inner, name=name, **kwargs: (
+            seen.append(name), inner(*args, **kwargs))[1])  # fmt: skip
+    network = Network()
+    replayed, eager = pair(network)
+    x, y = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1)
+    replayed(x)
+    assert seen == ["network_state", "play"]
+    assert torch.equal(replayed(y), eager(y)) and seen[2:] == ["play", "network_state"]
+    network.first.weight = nn.Parameter(2 * network.first.weight, requires_grad=False)
+    assert torch.equal(replayed(y), eager(y))
+    assert seen[4:] == ["play", "network_state", "play"] and len(loops(replayed)) == 2
+    replayed(x, callback=lambda progress: None)  # told once, so nothing is tried before
+    assert seen[7:] == ["network_state", "play"]
+    network.train()
+    assert torch.equal(replayed(y), eager(y)) and len(loops(replayed)) == 3  # a stage too
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()

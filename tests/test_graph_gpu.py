@@ -131,8 +131,13 @@ def test_a_network_that_waits_for_the_host_finishes_stepwise():
     network = Reading().cuda().requires_grad_(False)
     replayed, eager = pair(network)
     x = torch.randn(2, 3, 8, 8, device="cuda")
+    stream = torch.cuda.current_stream()
     with pytest.warns(UserWarning, match="the loop is not captured"):
         found = replayed(x)
+    # A capture that broke off leaves nothing behind: stream, generator, allocator.
+    assert torch.cuda.current_stream() == stream
+    assert torch.randn(4, device="cuda").isfinite().all()
+    torch.cuda.empty_cache()
     assert torch.equal(found, eager(x)) and torch.equal(replayed(x), eager(x))
     assert fastdiff.check_capturable(network.cpu(), x.cpu(), torch.zeros(2)) != []
 

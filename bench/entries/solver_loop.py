@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.entries.captured_loop import replaying
 from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
 from fastdiff import NoiseSchedule, Sampler, solver_names
 
@@ -40,10 +41,11 @@ def ours(solver: str, steps: int, capture: str) -> Callable[[Sequence[Tensor]], 
     def make(noises: Sequence[Tensor]) -> Call:
         schedule = NoiseSchedule.linear_beta()
         sampler = Sampler(network, schedule, solver=solver, steps=steps, capture=capture)
-        if not sampler.tableau.stochastic:
-            return lambda i: sampler(noises[i])
-        seeds = torch.arange(len(noises[0]), device=noises[0].device)
-        return lambda i: sampler(noises[i], seeds=seeds)
+        given = {}
+        if sampler.tableau.stochastic:
+            given["seeds"] = torch.arange(len(noises[0]), device=noises[0].device)
+        run = lambda i: sampler(noises[i], **given)
+        return replaying(sampler, run) if capture == "always" else run
 
     return make
 

@@ -275,7 +275,12 @@ def captured(records: dict[str, Json]) -> str:
             "network both sides are compiled:\n\n"
             + table(
                 ("network, stock scheduler", "batch", "a replay of the network", "stock loop")
-                + ("our loop, eager", "network in a graph", "loop over its replays")
+                + (
+                    "our loop, eager",
+                    'capture="auto"',
+                    "network in a graph",
+                    "loop over its replays",
+                )
                 + ("of the gap to them", "compiled: network in a graph", "loop over its replays")
                 + ("of the gap to them", "memory, network in a graph", "memory, ours"),
                 rows,
@@ -302,7 +307,7 @@ def _captured(case: Json) -> list[str]:
         case["row"],
         str(case["shape"][0]),
         time(_replay_us(case)),
-        *(times(over[n]) if n in over else "-" for n in (names.STOCK, names.EAGER)),
+        *(times(over[n]) if n in over else "-" for n in (names.STOCK, names.EAGER, names.AUTO)),
         *_gap(*plain),
         *_gap(*compiled),
         *(size(case["held_bytes"][n] + case["peak_bytes"][n]) if n in case["peak_bytes"] else "-"

@@ -81,17 +81,20 @@ class CapturedLoop:
         cache: Any = cache_of(unet)
         memory: list[Tensor] = []
 
-        def key() -> Any:
+        def state() -> Any:
             if unet.training:
                 raise NotCapturable("the UNet is in training mode")
-            weights, state = network_state(unet, device)
+            weights, found = network_state(unet, device)
             memory.extend(weights)
+            return found
+
+        def kind() -> Any:
             options = tuple(
                 (name, value.tobytes() if isinstance(value, np.ndarray) else repr(value))
                 for name, value in sorted(fresh.config.items())
             )
             return (type(fresh).__name__, options, fresh.num_inference_steps, len(times),
-                    tuple(map(leaf_key, leaves)), state)  # fmt: skip
+                    tuple(map(leaf_key, leaves)))  # fmt: skip
 
         def record() -> Loop:
             loop = Loop(body, leaves, (), [*memory, times, fresh], device, cache.place(device))
@@ -101,7 +104,8 @@ class CapturedLoop:
 
         with torch.no_grad():
             result, _ = cache.call(
-                key,
+                kind,
+                state,
                 record,
                 lambda: body(leaves),
                 leaves,

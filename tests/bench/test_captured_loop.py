@@ -46,6 +46,15 @@ def test_a_gate_sees_another_solver(monkeypatch):
     assert not any(gate["ok"] for gate in captured_loop.gates(CPU, True))
 
 
+def test_a_loop_that_is_not_captured_is_no_replay(monkeypatch):
+    """Else a gate would compare the loop with itself."""
+    monkeypatch.setenv("FASTDIFF_CAPTURE", "0")
+    cell = next(captured_loop.cells(CPU, True, 2))
+    run = cell.ours(captured_loop.plain, "always")([cell.noise(0, 1)])
+    with pytest.raises(RuntimeError, match="not captured"):
+        run(0)
+
+
 def case(ours, **others):
     over = {name: us / ours for name, us in others.items()}
     names = (OURS, *others)
@@ -59,14 +68,14 @@ def case(ours, **others):
 def test_the_share_of_the_gap_and_what_is_over_the_floor():
     names = captured_loop
     row = tables._captured(case(810.0, **{
-        names.STOCK: 1620.0, names.GRAPHED: 1000.0, names.REPLAYS: 800.0,
+        names.STOCK: 1620.0, names.AUTO: 891.0, names.GRAPHED: 1000.0, names.REPLAYS: 800.0,
         names.OURS_COMPILED: 405.0, names.GRAPHED_COMPILED: 500.0,
     }))  # fmt: skip
     assert row[:3] == ["net, DDIM", "4", "100 us"]
-    assert row[3:5] == ["2.00x", "-"]
-    assert row[5:8] == ["1.23x", "1.012", "95%"]  # 190 of 200
-    assert row[8:11] == ["-"] * 3  # the compiled replays were not measured
-    assert row[11:] == ["1.01 kB", "1.01 kB"]
+    assert row[3:6] == ["2.00x", "-", "1.10x"]
+    assert row[6:9] == ["1.23x", "1.012", "95%"]  # 190 of 200
+    assert row[9:12] == ["-"] * 3  # the compiled replays were not measured
+    assert row[12:] == ["1.01 kB", "1.01 kB"]
 
 
 def test_where_nothing_was_measured_the_page_says_how():
