@@ -157,7 +157,8 @@ class Loop:
     ) -> None:
         self.device, self._tables = device, list(tables)
         self._numbers = [list(numbers) for _, numbers in stages]
-        self.held = list(held)
+        # Weights may be given other memory later: what is kept is the one that they have now.
+        self.held = [_as_it_is(owner) for owner in held]
         cast_cache = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)  # it would keep copies of the weights as they are
         try:
@@ -435,7 +436,7 @@ def captures(mode: str, device: torch.device) -> bool:
 def network_state(
     network: Any, device: torch.device, *, adapters: bool = False
 ) -> tuple[list[Tensor], Hashable]:
-    """What a recording fixes of a network: the memory of its weights (to be kept), and a key.
+    """What a recording fixes of a network: its weights, whose memory is to be kept, and a key.
 
     The key has addresses and dtypes of parameters and buffers, classes, own forwards and attention
     processors of the modules, train or eval mode, hooks, FreeU's numbers, autocast and the
@@ -443,7 +444,7 @@ def network_state(
     lacks.
     Raises NotCapturable for weights that are moved about (an offloading hook), and for adapters.
     """
-    memory: list[Tensor] = []
+    weights: list[Tensor] = []
     key: list[Any] = [torch.is_autocast_enabled(device.type),
                       torch.get_autocast_dtype(device.type),
                       torch.get_float32_matmul_precision()]  # fmt: skip
@@ -458,18 +459,20 @@ def network_state(
                                 "it, or give capture_key=")  # fmt: skip
         key += (type(module), module.training)
         # By weak reference: an id may be another's later, and they may own the network.
-        key += [weakref.ref(own[name]) for name in ("forward", "processor") if name in own]
+        if "forward" in own or "processor" in own:
+            key += [weakref.ref(own[name]) for name in ("forward", "processor") if name in own]
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            key += map(weakref.ref, hooks.values())
+            if hooks:
+                key += map(weakref.ref, hooks.values())
         if own.get("s1") is not None:
             key.append(tuple(own.get(name) for name in ("s1", "s2", "b1", "b2")))
         for table in (module._parameters, module._buffers):
             for tensor in table.values():
                 if tensor is not None:
-                    memory.append(tensor.detach())
+                    weights.append(tensor)
                     key += (tensor.data_ptr(), tensor.dtype)
         waiting += [child for child in module._modules.values() if child is not None]
-    return memory, tuple(key)
+    return weights, tuple(key)
 
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
