@@ -276,7 +276,7 @@ class LoopCache:
         stepwise. Raised is what `stages.after` raises, and what a replay meets once it was called.
         `measure`: keep a loop only where it is faster than `stepwise`.
         """
-        known, failed, raised = None, False, None
+        known, failed, raised, recording = None, False, None, False
         with self._in_turn(stages is not None and stages.after is not None) as mine:
             if not mine:
                 return None, "another loop is between two of its stages"
@@ -291,7 +291,9 @@ class LoopCache:
                 if result is not None and loop is likely:
                     return result, ""
                 if loop is None:
+                    recording = True
                     loop = recorded = record()
+                    recording = False
                     if measure:
                         short = stages and stages._replace(
                             after=None, numbers=stages.numbers[:MEASURED_STAGES]
@@ -310,9 +312,8 @@ class LoopCache:
                 if self._told:  # from the start once more would tell it everything twice
                     raise
                 reason, failed = f"{type(error).__name__}: {error}".partition("\n")[0], True
-                self._places.clear()  # the allocator may take a broken capture for a running one
-                with suppress(Exception):
-                    self.place(device)  # a capture that ends well puts torch's generator right
+                if recording:
+                    self._start_over(device)
                 if known is not None:
                     with self.lock:
                         self.keep(known, reason)
@@ -321,6 +322,15 @@ class LoopCache:
         if failed:
             warnings.warn(f"the loop is not captured: {reason}", stacklevel=4)
         return None, reason
+
+    def _start_over(self, device: torch.device) -> None:
+        """After a broken capture, which the allocator may take for a running one: a new pool.
+
+        Its first capture, which ends well, puts torch's generator right.
+        """
+        self._places.clear()
+        with suppress(Exception):
+            self.place(device)
 
     @contextmanager
     def _in_turn(self, pauses: bool) -> Iterator[bool]:
