@@ -664,6 +664,21 @@ def test_the_likely_loop_replays_while_the_network_is_looked_at(monkeypatch):
     assert torch.equal(replayed(y), eager(y)) and len(loops(replayed)) == 3  # a stage too
 
 
+def test_only_a_recording_that_breaks_off_starts_over(monkeypatch):
+    """What cannot be recorded is told before anything is captured: no pool is made for that."""
+    begun = []
+    monkeypatch.setattr(LoopCache, "_start_over", lambda self, device: begun.append(device))
+    hooked = Network()
+    hooked._hf_hook = object()
+    reading = fastdiff.wrap(lambda x, t: x * float(x.sum()), prediction="epsilon")
+    for network, wanted in ((hooked, 0), (reading, 1)):
+        replayed, eager = pair(network)
+        x = normal(1, 3, 8, 8)
+        with pytest.warns(UserWarning, match="not captured"):
+            assert torch.equal(replayed(x), eager(x))
+        assert len(begun) == wanted
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
