@@ -32,7 +32,6 @@ MEASURED_STAGES = 4  # of a loop recorded by the stage, when a replay is compare
 WARM_UPS = 2  # runs before a capture: lazy initialisation, autotuning, compilation
 PAYS = 0.99  # a replay must take less than this share of the eager time to be kept
 
-
 _stance = threading.RLock()  # held while compiled code runs as Python, and while it is recorded
 
 
@@ -235,9 +234,8 @@ class LoopCache:
     def __init__(self, most: int = 8, memory: int | None = None) -> None:
         self.most, self.memory = most, memory
         self.lock = threading.Lock()
-        self.loops: OrderedDict[tuple[Hashable, Hashable], Loop | str] = (
-            OrderedDict()
-        )  # or why there is none
+        # By kind of call and state of the network; or why there is none.
+        self.loops: OrderedDict[tuple[Hashable, Hashable], Loop | str] = OrderedDict()
         self._places: dict[torch.device, Any] = {}
         self._keepers: dict[torch.device, CudaRecording] = {}
         self._last: torch.cuda.Event | None = None  # the end of the last replay
@@ -271,10 +269,10 @@ class LoopCache:
         """A replay, recorded at the first call of its key; or None and why, after a warning.
 
         The key is the call's `kind` and the network's `state`. To look at all of a network takes
-        milliseconds, so the last loop of the kind is replayed meanwhile: its result counts where it
-        turns out to be the loop of the key. Whatever a recording meets, the caller can go on
-        stepwise. Raised is what `stages.after` raises, and what a replay meets once it was called.
-        `measure`: keep a loop only where it is faster than `stepwise`.
+        the host a while, so the last loop of the kind is replayed meanwhile: its result counts
+        where it turns out to be the loop of the key. Whatever a recording meets, the caller can go
+        on stepwise. Raised is what `stages.after` raises, and what a replay meets once it was
+        called. `measure`: keep a loop only where it is faster than `stepwise`.
         """
         known, failed, raised, recording = None, False, None, False
         with self._in_turn(stages is not None and stages.after is not None) as mine:
