@@ -181,14 +181,15 @@ def _combine_kernel(
         tl.store(to + mirror[:, None] * width + (width - m)[None, :], one + other, mask=inside)
 
     if block == 0:
-        zero, nyquist = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+        wide: tl.constexpr = spectrum.dtype.element_ty
+        zero, nyquist = tl.zeros((ROWS,), wide), tl.zeros((ROWS,), wide)
         zero_im, nyquist_im = zero, zero
         if NOISE == "drawn":
-            zero, nyquist = normal_pairs(seed, first, number)
-            theirs = (channel * height + mirror) * packed
-            zero_of, nyquist_of = normal_pairs(seed, theirs, number)
-            zero, zero_im = _edge_noise(zero, zero_of, k, mirror)
-            nyquist, nyquist_im = _edge_noise(nyquist, nyquist_of, k, mirror)
+            at_zero, at_nyquist = normal_pairs(seed, first, number)
+            mirrored = (channel * height + mirror) * packed
+            of_zero, of_nyquist = normal_pairs(seed, mirrored, number)
+            zero, zero_im = _edge_noise(at_zero.to(wide), of_zero.to(wide), k, mirror)
+            nyquist, nyquist_im = _edge_noise(at_nyquist.to(wide), of_nyquist.to(wide), k, mirror)
         for edge in tl.static_range(2):
             inside_edge = k < height * (1 - edge * (width % 2))  # an odd width has one edge
             table_edge = k * columns + edge * (width // 2)
@@ -257,6 +258,7 @@ def combine_plan(
         "ROWS": rows,
         "COLUMNS": columns,
         "num_warps": 4,
+        "enable_fp_fusion": False,
     }
 
 

@@ -1,7 +1,7 @@
 """Normals from Philox4x32-10 on the device: the operations that `fastdiff/ops/philox.py` defines.
 
-Every bit agrees with the reference where the caller compiles with enable_fp_fusion=False, as the
-solver's kernels do; fused, as in the spectral ones, the last bits of a normal may differ.
+Every bit agrees with the reference where the caller compiles with enable_fp_fusion=False, as all
+kernels that draw noise do.
 """
 
 import triton

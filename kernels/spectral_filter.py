@@ -29,6 +29,21 @@ PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
 
 
 @triton.jit
+def _dot(a, b, PRECISION: tl.constexpr, acc=None):
+    """a b + acc. Tensor cores drop the low 13 bits of tf32's operands: here they are rounded."""
+    if PRECISION == "tf32":
+        a, b = _tf32(a), _tf32(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _tf32(value):
+    """To the nearest float32 with 10 bits after the leading one, ties away from zero."""
+    bits = value.to(tl.int32, bitcast=True)
+    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _load_basis(basis, HALF: tl.constexpr):
     """Cosines and sines of an axis, [HALF, 2 HALF] each."""
     at = tl.arange(0, HALF)[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
@@ -50,12 +65,12 @@ def to_tiles(
     """An image in the real bases: T_cc, T_cs, T_sc, T_ss."""
     row_cos, row_sin = _load_basis(row_basis, HALF_H)
     column_cos, column_sin = _load_transposed(column_basis, HALF_W)
-    by_cos = tl.dot(row_cos, value, input_precision=PRECISION)
-    t_cc = tl.dot(by_cos, column_cos, input_precision=PRECISION)
-    t_cs = tl.dot(by_cos, column_sin, input_precision=PRECISION)
-    by_sin = tl.dot(row_sin, value, input_precision=PRECISION)
-    t_sc = tl.dot(by_sin, column_cos, input_precision=PRECISION)
-    t_ss = tl.dot(by_sin, column_sin, input_precision=PRECISION)
+    by_cos = _dot(row_cos, value, PRECISION)
+    t_cc = _dot(by_cos, column_cos, PRECISION)
+    t_cs = _dot(by_cos, column_sin, PRECISION)
+    by_sin = _dot(row_sin, value, PRECISION)
+    t_sc = _dot(by_sin, column_cos, PRECISION)
+    t_ss = _dot(by_sin, column_sin, PRECISION)
     return t_cc, t_cs, t_sc, t_ss
 
 
@@ -79,13 +94,13 @@ def from_tiles(
 ):  # fmt: skip
     """The image of tiles."""
     column_cos, column_sin = _load_basis(column_basis, HALF_W)
-    by_cos = tl.dot(u_cc, column_cos, input_precision=PRECISION)
-    by_cos = tl.dot(u_cs, column_sin, by_cos, input_precision=PRECISION)
-    by_sin = tl.dot(u_sc, column_cos, input_precision=PRECISION)
-    by_sin = tl.dot(u_ss, column_sin, by_sin, input_precision=PRECISION)
+    by_cos = _dot(u_cc, column_cos, PRECISION)
+    by_cos = _dot(u_cs, column_sin, PRECISION, by_cos)
+    by_sin = _dot(u_sc, column_cos, PRECISION)
+    by_sin = _dot(u_ss, column_sin, PRECISION, by_sin)
     row_cos, row_sin = _load_transposed(row_basis, HALF_H)
-    image = tl.dot(row_cos, by_cos, input_precision=PRECISION)
-    return tl.dot(row_sin, by_sin, image, input_precision=PRECISION)
+    image = _dot(row_cos, by_cos, PRECISION)
+    return _dot(row_sin, by_sin, PRECISION, image)
 
 
 @triton.jit
@@ -149,8 +164,7 @@ def plan(
         **strides_of(x=x, y=y),
         "HALF_H": half_height,
         "HALF_W": half_width,
-        # The interpreter multiplies in float32 and knows no bf16x3.
-        "PRECISION": "ieee" if triton.knobs.runtime.interpret else PRECISIONS[precision],
+        "PRECISION": PRECISIONS[precision],
         "num_warps": 8 if half_height * half_width > 256 else 4,
     }
 

@@ -196,9 +196,9 @@ def whole_plan(
         "PARTS": triton.next_power_of_2(channels),
         "HALF_H": half_height,
         "HALF_W": half_width,
-        # The interpreter multiplies in float32 and knows no bf16x3.
-        "PRECISION": "ieee" if triton.knobs.runtime.interpret else PRECISIONS[precision],
+        "PRECISION": PRECISIONS[precision],
         "num_warps": WARPS[(half_height * half_width > 256, precision)],
+        "enable_fp_fusion": False,
     }
 
 

@@ -379,9 +379,11 @@ def test_a_folder_without_subfolders_is_the_same_model(pipeline: Path, tmp_path:
     flat.mkdir()
     for path in [*(pipeline / "unet").iterdir(), *(pipeline / "scheduler").iterdir()]:
         (flat / path.name).write_bytes(path.read_bytes())
-    a = generate(load_model(str(pipeline)), 2, tmp_path / "a", **OPTIONS)
-    b = generate(load_model(str(flat)), 2, tmp_path / "b", **OPTIONS)
-    assert contents(a) == contents(b)
+    found = []
+    for folder in (pipeline, flat):
+        out = generate(load_model(str(folder)), 2, tmp_path / str(len(found)), **OPTIONS)
+        found.append(read_images(sorted(out.glob("*.png")), (3, 8, 16), "images").int())
+    assert (found[0] - found[1]).abs().max() <= 1  # a network read again promises no equal bits
 
 
 def test_folders_that_are_no_model_are_refused(pipeline: Path, tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from fastdiff.ops import (
     spectral_update_ref,
 )
 from fastdiff.ops.half_spectrum import spectral_noise_ref
+from fastdiff.ops.spectral_filter import PRECISIONS
 
 MOVES = ("predictor", "langevin")
 TIERS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-WHOLE = 2e-5  # where one program holds the image, of the change; transforms are exact
 STEP, SNR = 0.3, 0.16
 
 
@@ -77,7 +77,7 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
                 norms,
             )  # fmt: skip
             form = there.gains.describe(there.x)
-            allowed = max(tier, WHOLE) if form.startswith("whole") else tier
+            allowed = max(tier, PRECISIONS["exact"]) if form.startswith("whole") else tier
             error = float((found - wanted).norm() / wanted.norm())
             yield {
                 "case": f"{name} {size} {dtype}: {form}",

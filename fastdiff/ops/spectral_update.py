@@ -149,7 +149,7 @@ def spectral_predictor(
     coefficients: [1 or B, 2]: a, c; or [1 or B, 3]: b, a, c; float32, or float64 where x is.
     seeds: [B] int64, one an image; stage: which draw it is, a number or int32 [1] on the device.
     noise: z itself, x's shape, any float dtype, in place of seeds. Neither: c is of no account.
-    precision: of the whole-image kernel, relative in norm to the change x' - x: "exact" 1e-5,
+    precision: of the whole-image kernel, relative in norm to the change x' - x: "exact" 2e-5,
         "fast" 1e-3. Transforms are exact.
 
     Returns x's dtype and layout. Not differentiable. Raises TypeError or ValueError naming the
@@ -223,7 +223,7 @@ def _moved(
         if noise is not None:
             raise ValueError("at most one of seeds and noise may be given, got both")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+        raise ValueError(f"precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
     made = _made_ready(gains)
     if made.channels not in (1, x.shape[1]) or made.size != tuple(x.shape[2:]):
         raise ValueError(f"gains must be [{x.shape[1]} or 1, {x.shape[2]}, {x.shape[3]}], got "

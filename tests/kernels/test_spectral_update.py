@@ -17,11 +17,10 @@ from fastdiff.ops import (  # noqa: E402
     spectral_update_ref,
 )
 from fastdiff.ops.half_spectrum import STEPS, spectral_noise_ref  # noqa: E402
-from fastdiff.ops.spectral_filter import mirrored, whole_image_tables  # noqa: E402
+from fastdiff.ops.spectral_filter import PRECISIONS, mirrored, whole_image_tables  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-TIERS = {"exact": 1e-5, "fast": 1e-3}  # of the change, relative in norm
 
 
 def gains(channels, size, *, skew=False, pixel=False):
@@ -60,11 +59,11 @@ def test_whole_images(size):
         launch_whole(x, y, row, score, *tables(made), seeds, stage, 0, precision, "given")
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z)
         error = (y.double() - wanted).norm() / (wanted - x).norm()
-        assert float(error) <= TIERS[precision]
+        assert float(error) <= PRECISIONS[precision]
         y = torch.full_like(x, math.nan)
         launch_whole(x, y, row, score, *tables(made), None, None, 0, precision, "given")
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double())
-        assert float((y.double() - wanted).norm() / (wanted - x).norm()) <= TIERS[precision]
+        assert float((y.double() - wanted).norm() / (wanted - x).norm()) <= PRECISIONS[precision]
 
 
 @pytest.mark.parametrize("norms", STEPS[1:])
@@ -81,7 +80,7 @@ def test_adaptive_steps_of_whole_images(size, norms):
         launch_whole(x, y, row, *arguments)
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z, norms)
         error = (y.double() - wanted).norm() / (wanted - x).norm()
-        assert float(error) <= TIERS["exact"]
+        assert float(error) <= PRECISIONS["exact"]
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU")
@@ -107,4 +106,4 @@ def test_moves_on_a_gpu(size, part):
                 x.double(), score.double(), made, row.double(), z.double(), norms
             )
             found = move(x, score, made, row, **given).double()
-            assert float((found - wanted).norm() / (wanted - x).norm()) <= 2 * TIERS["exact"]
+            assert float((found - wanted).norm() / (wanted - x).norm()) <= 2 * PRECISIONS["exact"]
