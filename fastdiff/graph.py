@@ -112,10 +112,21 @@ class CudaRecording:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_reserved()
             self._graph = torch.cuda.CUDAGraph()
+            # torch makes the generator's two tensors for graphs when the first living graph
+            # registers, in the mode of that moment: here not as inference tensors, which captures
+            # and replays of others could not write. Others may have made them so before: that is
+            # why ours begin a capture, and replay, in inference mode, which may write both kinds.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            self._graph.register_generator_state(generator)
             try:
                 # The stream is given: the default one belongs to the device that captured first.
-                with torch.cuda.graph(
-                    self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+                with (
+                    torch.inference_mode(),
+                    torch.cuda.graph(
+                        self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"
+                    ),
+                    torch.inference_mode(False),
+                    torch.no_grad(),
                 ):
                     self.result = body()
             except BaseException:  # a capture that breaks off may leave both as they were in it
@@ -126,7 +137,8 @@ class CudaRecording:
             self.bytes = max(torch.cuda.memory_reserved() - before, 0)
 
     def replay(self) -> None:
-        self._graph.replay()
+        with torch.inference_mode():
+            self._graph.replay()
 
 
 class Loop:

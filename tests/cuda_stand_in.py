@@ -8,6 +8,7 @@ themselves assume. It shows nothing of kernels, streams or memory, and torch.com
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -71,11 +72,23 @@ class Pretence(TorchFunctionMode):
 
 
 class Graph:
-    """Of torch.cuda.CUDAGraph what recordings use."""
+    """Of torch.cuda.CUDAGraph what recordings use.
+
+    As in torch, the first living graph that registers makes the generator's tensor for graphs, in
+    inference mode or not; each capture and each replay writes it.
+    """
 
     recording: CpuRecording
+    living: weakref.WeakSet[Graph] = weakref.WeakSet()
+    offset: Tensor
+
+    def register_generator_state(self, generator: Any) -> None:
+        if not Graph.living:
+            Graph.offset = torch.zeros(1)
+        Graph.living.add(self)
 
     def replay(self) -> None:
+        Graph.offset.fill_(1)
         with torch.no_grad():
             self.recording.replay()
 
@@ -97,6 +110,8 @@ _capturing = False
 @contextlib.contextmanager
 def capture(graph: Graph, **options: Any) -> Iterator[None]:
     global _capturing
+    graph.register_generator_state(None)
+    Graph.offset.fill_(0)
     recorder, _capturing = _Recorder(), True
     try:
         with recorder:
@@ -126,6 +141,7 @@ def pytest_configure(config: Any) -> None:
         "stream": somewhere,
         "Stream": Stream,
         "CUDAGraph": Graph,
+        "default_generators": (torch.default_generator,),
         "graph": capture,
         **dict.fromkeys(("synchronize", "empty_cache", "set_stream"), nothing),
     }

@@ -110,6 +110,28 @@ def test_weights_in_place_and_replaced():
     assert torch.equal(call(replayed), call(eager)) and len(loops(network)) == 2
 
 
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_graphs_of_others_under_inference_mode(ours_first):
+    """Theirs before ours, or after: all are captured and replay, in their modes."""
+    replayed, eager = pair(digits())
+    if ours_first:
+        call(replayed)
+    x, theirs = torch.ones(4, device="cuda"), []
+    # After a first one of theirs in inference mode torch refuses them any other.
+    for inference in (True, False) if ours_first else (True,):
+        theirs.append((torch.cuda.CUDAGraph(), inference))
+        with torch.inference_mode(inference), torch.cuda.graph(theirs[-1][0]):
+            y = x + 1
+    for seed in (0, 5):
+        assert torch.equal(call(replayed, seed), call(eager, seed))
+    (loop,) = loops(replayed.denoiser)
+    assert isinstance(loop.recordings[0], CudaRecording)
+    for graph, inference in theirs:
+        with torch.inference_mode(inference):
+            graph.replay()
+    assert torch.equal(y, x + 1)
+
+
 def test_replays_survive_an_emptied_cache_and_other_allocations():
     replayed, eager = pair(digits())
     call(replayed)
