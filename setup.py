@@ -9,6 +9,7 @@ MAX_JOBS                parallel compilations (default: by cores and memory)
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def other_toolkit(torch, nvcc_of):
     )
 
 
+def write_digest():
+    """A header with the sources' digest: in a file of its own, it recompiles python.cpp alone."""
+    path = Path("build") / "fastdiff_sources.h"
+    digest = runpy.run_path("csrc/digest.py")["digest"](Path())
+    text = f'#define FASTDIFF_SOURCES "{digest}"\n'
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
 def set_jobs():
     """One compilation per core, with 2 GB of memory each."""
     known = hasattr(os, "sysconf")
@@ -116,6 +127,7 @@ def extension():
         "fastdiff._C",
         sorted(map(str, [*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")])) + cuda,
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
+        include_dirs=[str(Path("build").resolve())],
         define_macros=[
             ("TORCH_TARGET_VERSION", f"0x{major:02x}{minor:02x}000000000000"),
             ("FASTDIFF_TORCH_TARGET", f'"{TORCH_TARGET}"'),
@@ -137,6 +149,7 @@ def extension():
     class Build(cpp_extension.BuildExtension):
         def run(self):
             print(summary, flush=True)
+            write_digest()
             super().run()
 
     return [module], {"build_ext": Build}

@@ -1,1 +1,1 @@
-"""Measurements, from a source checkout: `python -m bench gpu`, `... bench cpu`, `... bench.aot`."""
+"""Measurements, from a source checkout: `python -m bench`, `... bench gpu`, `... bench.aot`."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
-
-import torch
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Correctness, then times, of every op and loop. Other commands: python -m "
-        "bench gpu, python -m bench report; each has its own --help.",
+        "bench gpu, warm or report; each has its own --help.",
     )
     parser.add_argument(
         "--op", action="append", metavar="NAME", help="this entry only (repeatable)"
@@ -26,17 +25,16 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+COMMANDS = {"gpu": "visit.command", "report": "report", "warm": "warm"}
+
+
 def main(given: list[str]) -> int:
-    if given[:1] == ["gpu"]:
-        from .gpu import main
-
-        return main(given[1:])
-    if given[:1] == ["report"]:
-        from .report import main
-
-        return main(given[1:])
+    if given and given[0] in COMMANDS:  # the first one imports no torch
+        return importlib.import_module(f".{COMMANDS[given[0]]}", __package__).main(given[1:])
     parser = arguments()
     options = parser.parse_args(given)
+    import torch
+
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU, and PyTorch sees none")
     if options.base:

@@ -7,15 +7,16 @@ a group of calls that were timed the same way at the same time, of their time ov
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .record import Record
+from .record import Record, commit
 from .registry import Baseline, Call, Case, Entry, Gate, exact_convolutions, relative_error
 from .timing import Replay, Seconds, interleaved, quantiles, ratio, recorded, replayed
 
@@ -27,6 +28,9 @@ MOST_SETS = 16
 AGREEMENT = 1e-4  # relative; a baseline further away computes something else
 
 
+Chooser = Callable[[Case], Case | None]  # what of a case a run is for
+
+
 def run_entries(
     entries: Iterable[Entry],
     record: Record,
@@ -36,21 +40,28 @@ def run_entries(
     threads: Iterable[int],
     say: Callable[[str], None],
     deadline: float = float("inf"),
+    choose: Chooser = lambda case: case,
+    quick_gates: bool | None = None,
 ) -> bool:
-    """Gates and times of all entries into the record, which is written after each case.
+    """Gates and times of all entries into the record, as each is done.
 
-    Returns whether every gate was green and no case failed. `deadline`: of time.monotonic(); no
-    case starts after it.
+    Gates of an entry that the record has are not run again, nor baselines of a case. Returns
+    whether every gate was green and no case failed. `deadline`: of time.monotonic(); no gate and no
+    case starts after it. `choose`: leaves out cases and baselines. `quick_gates`: as `quick`.
     """
     green = True
     for entry in entries:
         if why := entry.lacks():
-            record.data["skipped"][entry.name] = why
+            record.skipped(entry.name, why)
             say(f"\n{entry.name}: {why}")
             continue
         if entry.name not in record.data["gates"]:
-            record.data["gates"][entry.name] = _gates(entry, device, quick)
-            record.write()
+            found = list(gates_of(entry, device, quick if quick_gates is None else quick_gates,
+                                  deadline))  # fmt: skip
+            if time.monotonic() > deadline:
+                say(f"\n{entry.name}: out of time in its gates")
+                return green and all(gate["ok"] for gate in found)
+            record.gates(entry.name, found)
         red = [gate for gate in record.data["gates"][entry.name] if not gate["ok"]]
         number = len(record.data["gates"][entry.name])
         say(f"\n{entry.name}: {number - len(red)} of {number} gates green")
@@ -60,12 +71,14 @@ def run_entries(
                 say(f"  RED {gate}")
             say("  no times")
             continue
-        for case in entry.cases(device, quick):
+        for whole in entry.cases(device, quick):
             for count in threads:
-                name = f"{entry.name} {case.name}" + (
+                name = f"{entry.name} {whole.name}" + (
                     f" threads={count}" if device.type == "cpu" else ""
                 )
-                if name in record.data["cases"]:
+                chosen = choose(whole)
+                case = chosen and missing(chosen, record.data["cases"].get(name))
+                if case is None:
                     continue
                 if time.monotonic() > deadline:
                     say("  out of time; run the same command again to go on")
@@ -74,26 +87,36 @@ def run_entries(
                     row = measure(case, device, quick=quick, threads=count)
                 except Exception as error:  # the others still have their times
                     green = False
-                    record.data["failed"][name] = _words(error)
+                    record.failed(name, _words(error))
                     say(f"  RED {name}: {_words(error)}")
                 else:
-                    record.data["failed"].pop(name, None)
-                    record.data["cases"][name] = {"entry": entry.name, "kind": entry.kind, **row}
+                    head = {"entry": entry.name, "kind": entry.kind, "commit": commit()}
+                    record.case(name, {**head, **row})
                     say(line(name, row))
-                record.write()
-    record.data["complete"] = not record.data["failed"]  # else the next run tries those again
-    record.write()
+    record.complete()  # one with failures is gone on with: they are tried again
     return green
 
 
-def _gates(entry: Entry, device: torch.device, quick: bool) -> list[Gate]:
-    """All of them; what they meet besides a wrong number is a red one."""
-    found: list[Gate] = []
+def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
+    """The case with those baselines that its row lacks; None where it has all of them."""
+    if row is None:
+        return case
+    done = row["over_ours"].keys() | row["skipped"].keys()
+    left = {name: b for name, b in case.baselines.items() if name not in done}
+    return dataclasses.replace(case, baselines=left) if left else None
+
+
+def gates_of(
+    entry: Entry, device: torch.device, quick: bool, deadline: float = float("inf")
+) -> Iterator[Gate]:
+    """Until the deadline; what they meet besides a wrong number is a red one."""
     try:
-        found.extend(entry.gates(device, quick))
+        for gate in entry.gates(device, quick):
+            yield gate
+            if time.monotonic() > deadline:
+                return
     except Exception as error:
-        found.append({"case": "a gate failed", "said": _words(error), "ok": False})
-    return found
+        yield {"case": "a gate failed", "said": _words(error), "ok": False}
 
 
 def _words(error: Exception) -> str:
@@ -118,8 +141,10 @@ def measure(case: Case, device: torch.device, *, quick: bool, threads: int) -> d
             return _measure(case, device, quick, threads)
     finally:
         torch.set_num_threads(before)
-        torch.compiler.reset()
-        gc.collect()
+        if any(baseline.compiles for baseline in case.baselines.values()):
+            torch.compiler.reset()
+        if case.graphs:
+            gc.collect()  # networks, their compiled code and their graphs hold each other
 
 
 def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dict[str, Any]:
@@ -131,8 +156,8 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
     calls: dict[str, Call] = {}
     first_us: dict[str, float] = {}
     held: dict[str, int] = {}
-    calls[OURS], first_us[OURS], held[OURS] = _first(case.ours, buffers, device)
-    checked = [name for name, b in made.items() if b.agrees and not b.apart]
+    calls[OURS], first_us[OURS], held[OURS] = _first(case, case.ours, buffers, device)
+    checked = [name for name, b in made.items() if b.agrees and not b.compiles]
     if checked:
         with exact_convolutions():
             ours = case.ours([case.inputs(0)])(0)
@@ -140,7 +165,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         try:
             if name in checked:
                 _same_results(case, ours, name, baseline)
-            calls[name], first_us[name], held[name] = _first(baseline.make, buffers, device)
+            calls[name], first_us[name], held[name] = _first(case, baseline.make, buffers, device)
         except Disagreement:
             raise
         except Exception as error:  # theirs, and no reason to have no times of ours
@@ -148,7 +173,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
             del made[name]
     budget, least = budget_s(quick, device), 7 if on_gpu else 15
     groups: dict[str, Seconds] = {}
-    apart = [n for n, b in made.items() if b.apart and not on_gpu]
+    apart = [n for n, b in made.items() if b.compiles and not on_gpu]
     beside = [n for n in made if n not in apart]
     pick = lambda names: {n: calls[n] for n in (OURS, *names)}
     if on_gpu and case.capturable:
@@ -187,9 +212,10 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         "buffers": sets,
         "bytes": case.bytes,
         "flops": case.flops,
-        "launches": _launches(calls[OURS], device),
+        # A profile on a GPU may slow down what is timed after it: counted in a process of its own.
+        "launches": None if on_gpu else launches(calls[OURS], device),
         "peak_bytes": {name: _peak(call, device) for name, call in calls.items()},
-        **({"held_bytes": held} if on_gpu else {}),
+        **({"held_bytes": held} if on_gpu and case.graphs else {}),
         "first_call_ms": {name: us / 1e3 for name, us in first_us.items()},
         "rounds": {group: len(seconds[OURS]) for group, seconds in groups.items()},
         "times": {
@@ -240,19 +266,21 @@ def _same_results(case: Case, ours: Any, name: str, baseline: Baseline) -> None:
 
 
 def _first(
-    make: Callable[[Sequence[Any]], Call], buffers: Sequence[Any], device: torch.device
+    case: Case,
+    make: Callable[[Sequence[Any]], Call],
+    buffers: Sequence[Any],
+    device: torch.device,
 ) -> tuple[Call, float, int]:
     """The call, microseconds of its first run, and the bytes it keeps in pools of CUDA graphs."""
-    before = _pooled(device)
+    counted = case.graphs and device.type == "cuda"
+    before = _pooled() if counted else 0
     call = make(buffers)
     first_us = _once(call, device)
-    return call, first_us, _pooled(device) - before
+    return call, first_us, _pooled() - before if counted else 0
 
 
-def _pooled(device: torch.device) -> int:
+def _pooled() -> int:
     """Bytes reserved in the pools of CUDA graphs."""
-    if device.type != "cuda":
-        return 0
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -269,7 +297,7 @@ def _once(call: Call, device: torch.device) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def _launches(call: Call, device: torch.device) -> int:
+def launches(call: Call, device: torch.device) -> int:
     """On a GPU the kernels of one call, on the CPU its operators (those not inside another)."""
     kind = "CUDA" if device.type == "cuda" else "CPU"
     with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as run:

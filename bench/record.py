@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ import torch
 from fastdiff import _ext
 from fastdiff.machine import cpu_model
 
+from .merging import together, write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-SAME = ("schema", "device", "cpu", "torch", "triton", "commit", "quick", "dry", "threads")
+SAME = ("schema", "device", "cpu", "torch", "triton", "quick", "dry", "threads")
 SCHEMA = 2
 
 
 class Record:
-    """A JSON file that is valid at every moment.
+    """What a run found: a JSON file that is valid at every moment.
 
-    An unfinished file of the same machine, code and settings is gone on with; any other one at the
-    same path is begun anew.
+    An unfinished file of the same machine and settings is gone on with, each case with its own
+    commit; any other one at the same path is begun anew.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
@@ -45,12 +48,31 @@ class Record:
         ):  # fmt: skip
             self.data, self.resumed = before, True
 
+    def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
+        self.data["gates"][entry] = gates
+        self.write()
+
+    def skipped(self, entry: str, why: str) -> None:
+        self.data["skipped"][entry] = why
+        self.write()
+
+    def case(self, name: str, row: dict[str, Any]) -> None:
+        """Times of a case; of one that has some, the baselines that were missing."""
+        self.data["failed"].pop(name, None)
+        self.data["cases"][name] = together(self.data["cases"].get(name), row)
+        self.write()
+
+    def failed(self, name: str, said: str) -> None:
+        self.data["failed"][name] = said
+        self.write()
+
+    def complete(self) -> None:
+        """The end of a run: whether another one would have anything to do."""
+        self.data["complete"] = not self.data["failed"]
+        self.write()
+
     def write(self) -> None:
-        """To a temporary name, then renamed."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(self.data, indent=1) + "\n")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -82,11 +104,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     return record
 
 
-def result_path(device: torch.device, only: Sequence[str] = ()) -> Path:
-    """bench/results/<device>-<today>.json; with the entries in its name where it has not all."""
+def slug(device: torch.device) -> str:
+    """<device>-<today>: what a record is called."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return RESULTS / f"{'-'.join([slug, datetime.date.today().isoformat(), *only])}.json"
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{name}-{datetime.date.today().isoformat()}"
+
+
+def result_path(device: torch.device, only: Sequence[str] = ()) -> Path:
+    """In bench/results/; with the entries in its name where it has not all."""
+    return RESULTS / f"{'-'.join([slug(device), *only])}.json"
 
 
 def latest(name: str) -> Path | None:
@@ -99,10 +126,10 @@ def latest(name: str) -> Path | None:
 def completed(whole: Path) -> dict[str, Any]:
     """A whole record with the entries that were measured apart since, named in its "parts"."""
     data = json.loads(whole.read_text())
-    slug, date = whole.stem[: -len("-2026-01-01")], whole.stem[-len("2026-01-01") :]
-    apart = re.compile(re.escape(slug) + r"-(\d{4}-\d\d-\d\d)-.+")
+    name, date = whole.stem[: -len("-2026-01-01")], whole.stem[-len("2026-01-01") :]
+    apart = re.compile(re.escape(name) + r"-(\d{4}-\d\d-\d\d)-.+")
     data["parts"] = {}
-    for path in sorted(RESULTS.glob(f"{slug}-*.json")):
+    for path in sorted(RESULTS.glob(f"{name}-*.json")):
         found = apart.fullmatch(path.stem)
         if not found or found[1] < date:
             continue
@@ -120,6 +147,7 @@ def completed(whole: Path) -> dict[str, Any]:
     return data
 
 
+@cache
 def commit() -> str:
     """The checked-out commit, and whether what is measured has been changed since.
 

@@ -26,8 +26,9 @@ class Baseline:
     Attributes:
         make: from the buffer sets to the call. Imports what it needs.
         needs: the module it comes from; where that is absent the baseline is skipped with a word.
-        apart: timed in a group of its own, beside ours only: compiled code on the CPU brings a
-            second pool of spinning threads, which would slow down whatever runs after it.
+        compiles: whether torch.compile makes it, which takes its time first. On the CPU it is timed
+            in a group of its own, beside ours only: compiled code brings a second pool of spinning
+            threads there, which would slow down whatever runs after it.
         capturable: whether it can be captured into a CUDA graph (it never reads from the host).
         agrees: whether its result must be ours on the same buffers (a scheduler that keeps its own
             time cannot be held to that; its entry has a gate instead).
@@ -37,7 +38,7 @@ class Baseline:
 
     make: Callable[[Sequence[Any]], Call]
     needs: str = ""
-    apart: bool = False
+    compiles: bool = False
     capturable: bool = True
     agrees: bool = True
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -63,6 +64,7 @@ class Case:
         bytes: moved to and from memory, every operand once; 0 for loops, whose network moves more.
         flops: arithmetic on image elements.
         capturable: as a baseline's.
+        graphs: whether calls keep CUDA graphs: their pools are measured, and freed after the case.
     """
 
     row: str
@@ -74,6 +76,7 @@ class Case:
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     capturable: bool = True
+    graphs: bool = False
 
     @property
     def name(self) -> str:
@@ -132,7 +135,8 @@ def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[T
     """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
     if not isinstance(found, Tensor):
         return max(relative_error(*pair) for pair in zip(found, wanted, strict=True))
-    found, wanted = (t.detach().cpu().double() for t in (found, wanted))
+    wanted = wanted.detach().double()
+    found = found.detach().to(wanted.device).double()
     return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
 
 

@@ -1,8 +1,9 @@
-"""`python -m bench gpu --tune`: the fastest launch configuration of each kernel variant."""
+"""`python -m bench gpu --only tune`: the fastest launch configuration of each kernel variant."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fastdiff.kernels import multistep_step as kernels
 from fastdiff.ops import multistep_step_ref
 
 from .entries.multistep_step import Row, Step, step_of
+from .merging import write_whole
 from .record import machine
 from .timing import Call, interleaved, quantiles, recorded, replayed
 
@@ -39,8 +41,8 @@ def right(row: Row, device: torch.device, chosen: _tuning.Config) -> bool:
     return torch.equal(step.slots.cpu(), plain.slots)
 
 
-def tune(device: torch.device) -> int:
-    """Sweep and write kernels/configs/<gpu>/multistep_step.json; on the CPU only walk the path."""
+def tune(device: torch.device, path: Path) -> int:
+    """Sweep, and write what belongs at kernels/configs/<gpu>/; on the CPU only walk the path."""
     dry = device.type == "cpu"
     variants, sizes = (DRY["variants"], DRY["sizes"]) if dry else (VARIANTS, SIZES)
     found: dict[str, dict[str, int]] = {}
@@ -72,11 +74,8 @@ def tune(device: torch.device) -> int:
     if dry:
         print("a dry run on the CPU: no configuration of a GPU was written")
         return 0
-    folder = _tuning.CONFIGS / _tuning.gpu_slug(torch.cuda.get_device_name(device))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "multistep_step.json"
-    path.write_text(
-        json.dumps({**machine(device), "configs": found, "times": times}, indent=1) + "\n"
-    )
-    print(f"wrote {path}: {len(found)} variants differ from the heuristic")
+    text = json.dumps({**machine(device), "configs": found, "times": times}, indent=1) + "\n"
+    write_whole(path, text)
+    place = f"kernels/configs/{_tuning.gpu_slug(torch.cuda.get_device_name(device))}"
+    print(f"wrote {path}: {len(found)} variants differ from the heuristic; it belongs in {place}")
     return 0

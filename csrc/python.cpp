@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "common.h"
+#include "fastdiff_sources.h"  // written by setup.py
 
 PYBIND11_MODULE(_C, module) {
   module.def("build_info", [] {
@@ -11,6 +12,7 @@ PYBIND11_MODULE(_C, module) {
     info["torch_target"] = FASTDIFF_TORCH_TARGET;
     info["cuda"] = FASTDIFF_CUDA_VERSION;
     info["cpu_target"] = fastdiff::cpu::target_name();
+    info["sources"] = FASTDIFF_SOURCES;
     return info;
   });
 }

@@ -1,7 +1,7 @@
 """Launch configurations: those measured for the present GPU, else a heuristic.
 
-`python -m bench gpu --tune` writes configs/<gpu>/<op>.json beside this file: for each kernel
-variant the threads of a program and the bytes of an access. Nothing is read at import.
+`python -m bench gpu --only tune` makes what configs/<gpu>/<op>.json beside this file hold: for each
+kernel variant the threads of a program and the bytes of an access. Nothing is read at import.
 """
 
 from __future__ import annotations

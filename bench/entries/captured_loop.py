@@ -376,7 +376,7 @@ class Cell:
             REPLAYS: graph(self.replays(plain)),
         }
         if batch == 1 or self.method is self.model.methods[0]:  # the network is the same in both
-            slow = functools.partial(graph, quick=False)  # to compile
+            slow = functools.partial(graph, quick=False, compiles=True)
             found |= {
                 STOCK_COMPILED: slow(self.stock(compiled, Plain)),
                 GRAPHED_COMPILED: slow(self.stock(compiled, Graphed)),
@@ -429,6 +429,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 baselines=cell.baselines(batch),
                 settings={"steps": cell.steps},
                 capturable=False,
+                graphs=True,
             )
 
 

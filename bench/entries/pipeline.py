@@ -152,7 +152,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 ),
                 "stock loop": Baseline(stepped(device, steps, plain), capturable=False),
                 "stock loop, compiled network": Baseline(
-                    stepped(device, steps, compiled), apart=True, capturable=False, quick=False
+                    stepped(device, steps, compiled), compiles=True, capturable=False, quick=False
                 ),
             },
             settings={"steps": steps},

@@ -42,16 +42,18 @@ def buffers(number: int, shape: Sequence[int], device: torch.device) -> Buffers:
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """Every dtype, layout and kind of size, relative in norm to complex transforms in float64."""
     random = torch.Generator().manual_seed(0)
+    if device.type != "cpu":
+        yield definition_gate(device)
     sizes = [(1, 1), (5, 7), (28, 28), (32, 32), (64, 64), (33, 64), (63, 20), (96, 128), (101, 37)]
     for size, (dtype, tier), last in itertools.product(sizes, TIERS.items(), (False, True)):
         values = gain(3, *size, torch.float64)
         x = torch.randn(2, 3, *size, generator=random).to(dtype)
-        wanted = spectral_filter_ref(x.double(), values)
         ready, there = SpectralResponse(values.to(device)), x.to(device)
+        wanted = spectral_filter_ref(there.double(), values.to(device))
         if last:
             there = there.contiguous(memory_format=torch.channels_last)
         for precision in ("exact", "fast"):
-            found = spectral_filter(there, ready, precision=precision).cpu().double()
+            found = spectral_filter(there, ready, precision=precision).double()
             error = float((found - wanted).norm() / wanted.norm())
             allowed = max(tier, FAST) if precision == "fast" else tier
             layout = "channels_last" if last else "contiguous"
@@ -61,6 +63,16 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
                 "allowed": allowed,
                 "ok": error <= allowed,
             }
+
+
+def definition_gate(device: torch.device) -> Gate:
+    """The complex transforms on the device against the CPU's, in float64."""
+    x, values = torch.randn(2, 3, 33, 64, dtype=torch.float64), gain(3, 33, 64, torch.float64)
+    wanted = spectral_filter_ref(x, values)
+    found = spectral_filter_ref(x.to(device), values.to(device)).cpu()
+    error = float((found - wanted).norm() / wanted.norm())
+    case = "the definition on the device as on the CPU"
+    return {"case": case, "error": error, "allowed": 1e-14, "ok": error <= 1e-14}
 
 
 def ours(precision: str):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.entries.spectral_filter import gain
+from bench.entries.spectral_filter import definition_gate, gain
 from bench.published import pds_langevin, pds_predictor
 from bench.registry import Baseline, Call, Case, Entry, Gate
 from fastdiff.ops import (
@@ -60,21 +60,20 @@ def move(name: str, b: Buffers, row: Tensor) -> Tensor:
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """Every dtype and kind of size, noise included, against complex transforms in float64."""
+    if device.type != "cpu":
+        yield definition_gate(device)
     sizes = [(1, 1), (5, 7), (32, 32), (64, 64), (33, 64), (63, 20), (96, 128), (101, 37)]
     for size, (dtype, tier) in itertools.product(sizes, TIERS.items()):
         there = buffers(0, (2, 3, *size), device)
         there = there._replace(x=there.x.to(dtype), score=there.score.to(dtype))
-        spectrum = spectral_noise_ref(
-            there.seeds.cpu(), torch.Size((2, 3, *size)), 3, torch.float64
-        )
+        spectrum = spectral_noise_ref(there.seeds, torch.Size((2, 3, *size)), 3, torch.float64)
         z = torch.fft.irfft2(spectrum, s=size)
-        gains = SpectralGains(there.gain.double().cpu())
+        gains = SpectralGains(there.gain.double())
         for name, row in rows(device, dtype).items():
-            found = move(name, there, row).cpu().double()
+            found = move(name, there, row).double()
             norms = "sample" if name == "langevin" else ""
             wanted = spectral_update_ref(
-                there.x.cpu().double(), there.score.cpu().double(), gains, row.cpu().double(), z,
-                norms,
+                there.x.double(), there.score.double(), gains, row.double(), z, norms
             )  # fmt: skip
             form = there.gains.describe(there.x)
             allowed = max(tier, PRECISIONS["exact"]) if form.startswith("whole") else tier

@@ -218,7 +218,7 @@ def _cases(entry: str, cases: dict[str, Json]) -> str:
                     f"{time(q['p20_us'])} .. {time(q['p80_us'])}",
                     f"{case['gbytes_per_s']:.1f}" if measured else "",
                     f"{case['of_copy']:.0%}" if measured else "",
-                    str(case["launches"]) if ours else "",
+                    str(case["launches"] or "") if ours else "",
                     size(case["peak_bytes"][label]),
                     time(case["first_call_ms"][label] * 1e3),
                 )

@@ -9,21 +9,10 @@ import torch
 from bench import measure, timing
 from bench.entries import multistep_step
 from bench.record import Record
-from bench.registry import Baseline, Case, Entry
+from bench.registry import Baseline
+from tests.helpers.toys import case, entry
 
 CPU = torch.device("cpu")
-
-
-def doubling(sets):
-    return lambda i: sets[i] * 2
-
-
-def case(row, **baselines):
-    return Case(row, (64,), lambda i: torch.full((64,), float(i + 1)), doubling, 512, 64, baselines)
-
-
-def entry(*cases, ok=True):
-    return Entry("toy", "op", (), lambda *_: [{"case": "toy", "ok": ok}], lambda *_: cases)
 
 
 def run(tmp_path, *entries, commit="abc", said=None, **options):
@@ -136,18 +125,32 @@ def test_a_cut_run_leaves_valid_json_and_is_gone_on_with(tmp_path, monkeypatch):
     assert data["cases"]["toy a 64 threads=1"] == cut["cases"]["toy a 64 threads=1"]
 
 
-@pytest.mark.parametrize("why", ["another commit", "complete", "not JSON", "none"])
-def test_only_an_unfinished_record_of_the_same_code_is_gone_on_with(tmp_path, why):
+@pytest.mark.parametrize("why", ["another torch", "complete", "not JSON", "none"])
+def test_only_an_unfinished_record_of_the_same_machine_is_gone_on_with(tmp_path, why):
     path = tmp_path / "run.json"
     before = {"commit": "abc", "device": "cpu", "gates": {}, "skipped": {}, "cases": {"x": {}}}
-    if why == "another commit":
-        path.write_text(json.dumps(before | {"commit": "def"}))
+    if why == "another torch":
+        path.write_text(json.dumps(before | {"torch": "1.0"}))
     elif why == "complete":
         path.write_text(json.dumps(before | {"complete": True}))
     elif why == "not JSON":
         path.write_text("{")
     record = Record(path, {"commit": "abc", "device": "cpu"})
     assert not record.resumed and not record.data["cases"]
+
+
+def test_a_fix_between_two_runs_throws_no_case_away(tmp_path, monkeypatch):
+    """Each case says which commit it is of; of a case only the missing baselines are measured."""
+    rival = Baseline(lambda sets: lambda i: sets[i] + sets[i])
+    commits = iter(["abc", "def", "def"])
+    monkeypatch.setattr(measure, "commit", lambda: next(commits))
+    broken = dataclasses.replace(case("b"), ours=lambda sets: 1 / 0)
+    _, data, _ = run(tmp_path, entry(case("a"), broken), commit="abc")
+    assert not data["complete"] and len(data["cases"]) == 1
+    green, data, _ = run(tmp_path, entry(case("a", sum=rival), case("b")), commit="def")
+    a, b = (data["cases"][f"toy {name} 64 threads=1"] for name in "ab")
+    assert green and data["complete"] and (a["commit"], b["commit"]) == ("abc", "def")
+    assert set(a["over_ours"]) == {"sum"} and a["commits"] == {"sum": "def"}
 
 
 def test_no_case_starts_after_the_deadline(tmp_path):

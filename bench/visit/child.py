@@ -1,0 +1,481 @@
+"""What a process of a visit does: one part of one unit, its finds appended as lines."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .lines import Lines
+
+SANITIZED = """
+import torch
+from bench.entries import haar, multistep_step, spectral_filter, spectral_update, weighted_sums
+from fastdiff import _ext
+from fastdiff.ops import seeded_noise, weighted_sums_unchecked
+device = torch.device("cuda")
+for name, row in multistep_step.ROWS.items():
+    multistep_step.step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
+for name, row in weighted_sums.rows().items():
+    weighted_sums_unchecked(*weighted_sums.sums_of(row, (2, 3, 31, 33), device))
+seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
+for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
+    spectral_filter.ours("exact")([spectral_filter.buffers(0, shape, device)])(0)
+    for name in spectral_update.MOVES:
+        spectral_update.ours(name)([spectral_update.buffers(0, shape, device)])(0)
+    for name, row in haar.ROWS.items() if _ext.HAS_CUDA else ():
+        levels = 1 if name == "expand" else 3
+        row.ours([haar.buffers(0, shape, device, row.columns, levels)])(0)
+torch.cuda.synchronize()
+"""
+RACES = """
+import torch
+from bench.entries import haar
+device = torch.device("cuda")
+for shape in ((2, 3, 31, 33), (2, 3, 128, 128)):
+    haar.ROWS["loss"].ours([haar.buffers(0, shape, device, haar.ROWS["loss"].columns, 3)])(0)
+torch.cuda.synchronize()
+"""
+FINDING = 99  # the sanitizer's exit code for one of its own
+COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
+            "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+            "sm__throughput.avg.pct_of_peak_sustained_elapsed")  # fmt: skip
+COUNTED = """
+import torch
+from bench.entries import haar, multistep_step, spectral_filter, spectral_update
+from fastdiff import _ext
+device = torch.device("cuda")
+calls = [multistep_step.launched([multistep_step.step_of(multistep_step.ROWS[name], shape, device)])
+         for name in ("plms", "ddim", "copy") for shape in ((64, 4, 512, 512), (4, 4, 64, 64))]
+calls += [spectral_filter.ours(name)([spectral_filter.buffers(0, (256, 3, 64, 64), device)])
+          for name in ("exact", "fast")]
+calls += [spectral_update.ours("predictor")([spectral_update.buffers(0, shape, device)])
+          for shape in ((64, 3, 64, 64), (4, 3, 256, 256))]
+if _ext.HAS_CUDA:
+    calls += [haar.ROWS[name].ours([haar.buffers(0, (64, 3, 256, 256), device,
+                                                 haar.ROWS[name].columns)])
+              for name in ("split", "step")]
+for call in calls:
+    call(0)
+torch.cuda.synchronize()
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.visit.child", description=__doc__)
+    parser.add_argument("--kind", required=True, choices=sorted(KINDS))
+    parser.add_argument("--unit", required=True)
+    parser.add_argument("--part", default="")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True, help="epoch seconds")
+    parser.add_argument("--entry", action="append", default=[])
+    parser.add_argument("--name", action="append", default=[])
+    parser.add_argument("--cases", default="")
+    parser.add_argument("--compiled", choices=("alone", "too"))
+    parser.add_argument("--dry", action="store_true")
+    return parser
+
+
+class Child:
+    """The options of this process, and what its lines go to."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import torch
+
+        self.options, self.lines = options, Lines(options.out)
+        self.device = torch.device("cpu" if options.dry else "cuda")
+        self.deadline = time.monotonic() + options.until - time.time()
+
+    @property
+    def dry(self) -> bool:
+        return bool(self.options.dry)
+
+    def entries(self) -> list[Any]:
+        from ..registry import entries
+
+        known = {entry.name: entry for entry in entries()}
+        return [known[name] for name in self.options.entry]
+
+
+# == Kinds of unit =================================================================================
+
+
+def doctor(child: Child) -> bool:
+    """The machine, what is installed on it, and how long the first imports took."""
+    begun = time.perf_counter()
+    import torch
+
+    imported = time.perf_counter()
+    if not child.dry:
+        torch.zeros(1, device="cuda").cpu()
+    ready = time.perf_counter()
+    from fastdiff import _ext
+
+    from ..record import machine, slug
+
+    facts = machine(child.device)
+    built = _ext.build_info()
+    current = built.get("sources") == source_digest()
+    found = {
+        name: importlib.util.find_spec(name) is not None
+        for name in ("diffusers", "xdist", "pytest_timeout", "matplotlib", "ptwt",
+                     "pytorch_wavelets")
+    }  # fmt: skip
+    there = {
+        # On the CPU the extension serves without CUDA kernels.
+        "extension": _ext.HAS_EXT and current and (child.dry or _ext.HAS_CUDA),
+        **found,
+        "built_from": built.get("sources", ""), "sources": source_digest(),
+        "import_torch_s": round(imported - begun, 1), "first_cuda_s": round(ready - imported, 1),
+        "clocks": _said("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw",
+                        "--format=csv,noheader"),
+    }  # fmt: skip
+    threads = [torch.get_num_threads()]
+    child.lines.append("head", **facts, threads=threads, slug=slug(child.device), machine=there)
+    print(facts, there)
+    return True
+
+
+def source_digest() -> str:
+    """Of the sources that are here, as setup.py writes it into build_info."""
+    from ..record import ROOT
+
+    return runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT)
+
+
+def build(child: Child) -> bool:
+    """The extension, for this GPU alone."""
+    import torch
+
+    from ..record import ROOT
+
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    if child.dry:
+        print(f"dry: not run: {' '.join(command)}")
+        return True
+    architecture = "{}.{}".format(*torch.cuda.get_device_capability())
+    env = {**os.environ, "TORCH_CUDA_ARCH_LIST": architecture}
+    return subprocess.run(command, cwd=ROOT, env=env).returncode == 0
+
+
+def _said(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def probe(child: Child) -> bool:
+    """A doubt about the machine or about torch, answered in seconds."""
+    from . import probes
+
+    begun = time.perf_counter()
+    try:
+        said: Any = "for a GPU only"
+        if not child.dry or child.options.part in probes.ANYWHERE:
+            said = probes.PROBES[child.options.part](child.device)
+        ok = True
+    except Exception as error:
+        traceback.print_exc()
+        said, ok = f"{type(error).__name__}: {error}", False
+    seconds = round(time.perf_counter() - begun, 1)
+    child.lines.append("probe", name=child.options.part, ok=ok, said=said, seconds=seconds)
+    print(f"{child.options.part}: {said}")
+    return ok
+
+
+def times(child: Child) -> bool:
+    """Quick gates of entries, then the chosen cases with the chosen baselines."""
+    import torch
+
+    from ..measure import run_entries
+    from ..registry import Case
+    from ..timing import keep_freed_memory
+
+    pattern, compiled = re.compile(child.options.cases), child.options.compiled
+
+    def choose(case: Case) -> Case | None:
+        if not pattern.search(case.name):
+            return None
+        kept = {name: b for name, b in case.baselines.items()
+                if compiled == "too" or b.compiles == (compiled == "alone")}  # fmt: skip
+        return replace(case, baselines=kept) if kept or compiled != "alone" else None
+
+    keep_freed_memory()
+    return run_entries(
+        child.entries(), record_of(child), child.device, quick=child.dry,
+        threads=[torch.get_num_threads()], say=lambda line: print(line, flush=True),
+        deadline=child.deadline, choose=choose, quick_gates=True,
+    )  # fmt: skip
+
+
+def record_of(child: Child) -> Any:
+    """A record whose finds are appended as lines."""
+    from ..record import Record
+
+    class Streamed(Record):
+        def __init__(self) -> None:
+            self.data = child.lines.record()
+            self.resumed = True
+
+        def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
+            self.data["gates"][entry] = gates
+            child.lines.append("gates", entry=entry, gates=gates)
+
+        def skipped(self, entry: str, why: str) -> None:
+            child.lines.append("skipped", name=entry, said=why)
+
+        def case(self, name: str, row: dict[str, Any]) -> None:
+            child.lines.append("case", name=name, row=row)
+
+        def failed(self, name: str, said: str) -> None:
+            child.lines.append("failed", name=name, said=said)
+
+        def complete(self) -> None:
+            """That is for the whole visit to say."""
+
+    return Streamed()
+
+
+def gates(child: Child) -> bool:
+    """All gates of one entry."""
+    from ..measure import gates_of
+    from ..registry import entries
+
+    entry = next(entry for entry in entries() if entry.name == child.options.part)
+    if why := entry.lacks():
+        child.lines.append("skipped", name=entry.name, said=why)
+        return True
+    found = []
+    for gate in gates_of(entry, child.device, child.dry, child.deadline):
+        found.append(gate)
+        if not gate["ok"]:
+            print(f"RED {entry.name} {gate}", flush=True)
+    red = sum(not gate["ok"] for gate in found)
+    print(f"{entry.name}: {len(found) - red} of {len(found)} gates green")
+    if time.monotonic() < child.deadline or red:
+        child.lines.append("gates", entry=entry.name, gates=found)
+    return not red
+
+
+class Streaming:
+    """A pytest plugin: each test's end is a line."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+            said = {} if report.passed else {"said": str(report.longrepr)[-3000:]}
+            self.lines.append("test", name=report.nodeid, ok=not report.failed,
+                              outcome=report.outcome, seconds=round(report.duration, 2),
+                              **said)  # fmt: skip
+
+
+DRY_TESTS = "test_every_table_shape or test_nothing_to_do"
+
+
+def test(child: Child) -> bool:
+    """The tests marked `gpu`, in several processes; named ones alone, one after the other."""
+    import pytest
+
+    command = ["-q", "-m", "gpu", "--no-header", "-p", "no:cacheprovider"]
+    if child.options.name:
+        command += ["--tb=long", *child.options.name]
+    else:
+        command += gpu_tests()
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", "2" if child.dry else "8"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "90"]
+    command += ["-k", DRY_TESTS] if child.dry else []
+    return pytest.main(command, plugins=[Streaming(child.lines)]) == 0
+
+
+def gpu_tests() -> list[str]:
+    """The files with tests marked `gpu`: the others may need packages that are not here."""
+    from ..record import ROOT
+
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
+
+
+def memcheck(child: Child) -> bool:
+    """compute-sanitizer over one small launch of each kernel: odd sizes, every operand."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if child.dry or not Path(tool).is_file():
+        print("dry: not run" if child.dry else "compute-sanitizer is not installed")
+        return True
+    code = SANITIZED if child.options.part == "memcheck" else RACES
+    done = subprocess.run(
+        [tool, "--tool", child.options.part, "--error-exitcode", str(FINDING), sys.executable,
+         "-c", code],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )  # fmt: skip
+    # Anything but its own exit code for a finding is the tool's trouble, not the kernels'.
+    return done.returncode != FINDING
+
+
+def tune(child: Child) -> bool:
+    """The fastest launch configuration of each kernel variant, into the folder."""
+    from ..tune import tune
+
+    return tune(child.device, child.options.out / "multistep_step.json") == 0
+
+
+def launches(child: Child) -> bool:
+    """Kernels of a call of ours, for every case that has times; a profile slows nothing here."""
+    import torch
+
+    from ..measure import launches
+    from ..registry import entries
+
+    rows = child.lines.record()["cases"]
+    for entry in entries():
+        wanted = {name for name, row in rows.items()
+                  if row["entry"] == entry.name and row["launches"] is None}  # fmt: skip
+        if not wanted:
+            continue
+        for case in entry.cases(child.device, child.dry):
+            name = f"{entry.name} {case.name}"
+            if name in wanted and time.monotonic() < child.deadline:
+                with torch.inference_mode():
+                    call = case.ours([case.inputs(0)])
+                    call(0)
+                    count = launches(call, child.device)
+                child.lines.append("launches", name=name, count=count)
+    return True
+
+
+def counters(child: Child) -> bool:
+    """Bytes from the memory's own counters, of one launch of each kernel."""
+    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    if child.dry or not Path(tool).is_file():
+        print("dry: not run" if child.dry else "ncu is not installed")
+        return True
+    done = subprocess.run(
+        [tool, "--clock-control", "none", "--csv", "--page", "raw", "--metrics",
+         ",".join(COUNTERS), "--kernel-name", "regex:multistep|spectral|combine|add|whole|haar",
+         sys.executable, "-c", COUNTED],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    print(done.stdout[-3000:], done.stderr[-3000:])
+    rows = [row for row in csv.reader(done.stdout.splitlines()) if len(row) > len(COUNTERS)]
+    head, units, *found = rows if len(rows) > 2 else ([], [])
+    for number, row in enumerate(found):
+        named = dict(zip(head, row, strict=False))
+        numbers = {
+            key: f"{named[key]} {units[head.index(key)]}" for key in COUNTERS if key in named
+        }
+        child.lines.append("counter", name=f"{number} {named.get('Kernel Name', '?')}", **numbers)
+    return done.returncode == 0
+
+
+def explain(child: Child) -> bool:
+    """Entries that went wrong: every gate and the failed cases once more, with whole tracebacks."""
+    import torch
+
+    green = True
+    for entry in child.entries():
+        try:
+            found = []
+            for gate in entry.gates(child.device, True):
+                found.append(gate)
+                if not gate["ok"]:
+                    print(f"RED {entry.name} {gate}", flush=True)
+        except Exception:
+            traceback.print_exc()
+            found.append({"case": "a gate failed", "said": traceback.format_exc()[-2000:],
+                          "ok": False})  # fmt: skip
+        child.lines.append("gates", entry=entry.name, gates=found)
+        green &= all(gate["ok"] for gate in found)
+        for case in entry.cases(child.device, child.dry):
+            if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
+                continue
+            buffers = [case.inputs(0)]
+            makers: dict[str, Callable[..., Any]] = {"fastdiff": case.ours}
+            makers |= {name: baseline.make for name, baseline in case.baselines.items()
+                       if not baseline.lacks(child.device, child.dry)}  # fmt: skip
+            for name, make in makers.items():
+                try:
+                    with torch.inference_mode():
+                        make(buffers)(0)
+                        print(f"{case.name}, {name}: right this time", flush=True)
+                except Exception:
+                    green = False
+                    print(f"{case.name}, {name}:\n{traceback.format_exc()}", flush=True)
+    return green
+
+
+def again(child: Child) -> bool:
+    """Cases whose times scattered, once more: kept beside the first ones."""
+    import torch
+
+    from ..measure import line, measure
+    from ..record import commit
+    from ..registry import entries
+
+    for entry in entries():
+        for case in entry.cases(child.device, child.dry):
+            name = f"{entry.name} {case.name}"
+            if name not in child.options.name or time.monotonic() > child.deadline:
+                continue
+            kept = {n: b for n, b in case.baselines.items() if not b.compiles}
+            row = measure(replace(case, baselines=kept), child.device, quick=child.dry,
+                          threads=torch.get_num_threads())  # fmt: skip
+            head = {"entry": entry.name, "kind": entry.kind, "commit": commit()}
+            child.lines.append("case", name=name, row={**head, **row})
+            print(line(name, row), flush=True)
+    return True
+
+
+KINDS: dict[str, Callable[[Child], bool]] = {
+    function.__name__: function
+    for function in (doctor, build, probe, times, gates, test, memcheck, tune, launches, counters,
+                     explain, again)
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def counted(child: Child) -> Iterator[None]:
+    """Count kernels that Triton compiles, and those that it finds in its cache."""
+    import triton
+
+    count = {"compiled": 0, "cached": 0}
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        count["cached" if cache_hit else "compiled"] += 1
+
+    triton.knobs.compilation.listener = listen
+    try:
+        yield
+    finally:
+        if any(count.values()):
+            child.lines.append("triton", unit=child.options.unit, **count)
+
+
+def main(given: list[str]) -> int:
+    options = arguments().parse_args(given)
+    if options.dry:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
+    child = Child(options)
+    with counted(child):
+        return 0 if KINDS[options.kind](child) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
