@@ -1,5 +1,5 @@
-// What one thread of the Haar kernels does. Plain C++ but for the exchange with its warp, which the kernel gives (haar.cu)
-// and the tests emulate on a CPU (tests/ops/test_haar_lane.py).
+// What one thread of the Haar kernels does. Plain C++ but for the exchange with its warp, which the kernel gives
+// (haar_kernel.h).
 //
 // A lane holds a tile of 8 columns and 2, 2, 4 or 8 rows in registers, for 0, 1, 2 or 3 levels within the lane. Levels 4
 // and 5 combine the low values of 2 x 2 and 4 x 4 lanes. In place: a block's low, H, V and D take the places of a, b, c

@@ -1,4 +1,4 @@
-"""The Haar kernels on a GPU; skipped without one, where tests/ops/test_haar_lane.py stands in."""
+"""The Haar kernels on a GPU; without one tests/ops/test_haar_on_host.py runs them on the CPU."""
 
 import pytest
 import torch

@@ -1,0 +1,7 @@
+#include "haar_kernel.h"
+
+namespace fastdiff::cuda {
+
+template const char* launch<HaarOp::loss>(const Haar& haar, double* losses, void* stream);
+
+}  // namespace fastdiff::cuda
