@@ -57,6 +57,7 @@ class Report:
     wide: int  # 128-bit accesses there must be
     shared: int = 0  # bytes of shared memory, with what a launch asks for
     instructions: int = 0  # of a thread's code, where nothing loops
+    threads: int = 0  # of a program or block
 
     def faults(self) -> list[str]:
         faults = []
@@ -96,7 +97,8 @@ def triton_reports(
             with tempfile.TemporaryDirectory() as folder:
                 cubin = Path(folder) / "kernel.cubin"
                 cubin.write_bytes(compiled.asm["cubin"])
-                yield from read_binary(cubin, arch, wide, name, compiled.metadata.shared)
+                yield from read_binary(cubin, arch, wide, name, compiled.metadata.shared,
+                                       32 * compiled.metadata.num_warps)  # fmt: skip
 
 
 def nvcc_reports(
@@ -122,6 +124,7 @@ def nvcc_reports(
 
 
 KINDS = {"f": "float32", "d": "float64"}
+HAAR_THREADS = 128  # of a block: kThreads of csrc/cuda/haar_lane.h
 
 
 def cuda_kernel(function: str) -> tuple[str, int]:
@@ -142,7 +145,12 @@ def cuda_kernel(function: str) -> tuple[str, int]:
 
 
 def read_binary(
-    cubin: Path, arch: int, wide: int = 0, name: str | None = None, dynamic_shared: int = 0
+    cubin: Path,
+    arch: int,
+    wide: int = 0,
+    name: str | None = None,
+    dynamic_shared: int = 0,
+    threads: int = HAAR_THREADS,
 ) -> Iterator[Report]:
     """Report every kernel in a cubin; name replaces the kernel's own."""
     usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
@@ -169,6 +177,7 @@ def read_binary(
             wide=promised,
             shared=int(shared) + dynamic_shared,
             instructions=sum(not o.startswith("NOP") for o in operations),
+            threads=threads,
         )
 
 

@@ -24,7 +24,7 @@ HAS_EXT = _C is not None
 
 
 def build_info() -> dict[str, str]:
-    """How it was built: compiler, torch_target, cuda, cpu_target, sources' digest. {} without it."""
+    """How it was built: compiler, torch_target, cuda, cpu_target, digest of sources; {} without."""
     return dict(_C.build_info()) if _C is not None else {}
 
 

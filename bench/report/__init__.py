@@ -1,6 +1,6 @@
 """`python -m bench report`: the committed results as pages and pictures.
 
-In README.md, docs/benchmarks.md, docs/capture.md, docs/haar.md and docs/kernels.md what stands
+In README.md and the pages benchmarks, capture, gpu-visit, haar and kernels of docs/ what stands
 between `<!-- bench:begin NAME -->` and `<!-- bench:end -->` is rendered here, from
 bench/results/*.json and the registry's formulas and nothing else; the prose around it is written by
 hand. `--check` compares instead of writing.
@@ -47,6 +47,7 @@ def pages(records: dict[str, Any], solvers: dict[str, Any], code: dict[str, Any]
         "docs/capture.md": {"": tables.captured(records)},
         "docs/haar.md": {"": tables.haar(records)},
         "docs/kernels.md": tables.kernels(records, code),
+        "docs/gpu-visit.md": tables.visit(records, code),
     }
 
 

@@ -368,6 +368,76 @@ def kernels(records: dict[str, Json], code: Json) -> dict[str, str]:
     return blocks
 
 
+# == docs/gpu-visit.md =============================================================================
+
+# By their vendor's data sheets: bytes a second, multiprocessors, and a clock under load.
+GPUS = {"H100": (3.35e12, 132, 1.7e9), "H200": (4.8e12, 132, 1.7e9)}
+REACHED = 0.75  # of that bandwidth, by what should still pass for a right kernel
+REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 << 10, 64, 32  # of an sm_90 multiprocessor
+HEADLINE = {
+    "multistep_step": ("copy", "ddim", "plms", "unipc"),
+    "haar": ("split", "merge", "step", "noise"),
+    "spectral_filter": ("exact", "fast"),
+    "spectral_update": ("predictor", "langevin"),
+}
+
+
+def visit(records: dict[str, Json], code: Json) -> dict[str, str]:
+    """What a visit to a GPU should find, before and beside what one found."""
+    measured = [data for data in records.values() if data["device"] != "cpu"]
+    return {"predicted": _predicted(measured), "occupancy": _occupancy(code)}
+
+
+def _predicted(measured: list[Json]) -> str:
+    """Bytes of the headline cases, and the times that they allow."""
+    rows = []
+    for entry in entries():
+        if entry.name not in HEADLINE:
+            continue
+        for case in entry.cases(torch.device("cuda"), False):
+            if case.row in HEADLINE[entry.name]:
+                name = f"{entry.name} {case.name}"
+                ranges = [_range(case, *gpu) for gpu in GPUS.values()]
+                found = [d["cases"][name]["p50_us"] for d in measured if name in d["cases"]]
+                last = " / ".join(map(time, found)) or NOT_YET
+                rows.append((f"`{name}`", size(case.bytes), *ranges, last))
+    names = " / ".join(data["device"] for data in measured)
+    return table(("case", "bytes", *GPUS, f"measured {names}".strip()), rows)
+
+
+def _range(case: Case, bandwidth: float, processors: int, clock: float) -> str:
+    """From the bytes at full bandwidth to what memory, launches or arithmetic still excuse."""
+    least = case.bytes / bandwidth
+    most = max(H200_LAUNCH * 2, least / REACHED, 2 * case.flops / (processors * 128 * clock))
+    return f"{time(max(least, H200_LAUNCH / 2) * 1e6)} .. {time(most * 1e6)}"
+
+
+def _occupancy(code: Json) -> str:
+    """Warps that a multiprocessor holds of each kernel on sm_90, and what bounds them."""
+    rows = []
+    for kernel in code["kernels"]:
+        if kernel["arch"] == 90 and kernel["threads"]:
+            warps, bound = occupancy(kernel["registers"], kernel["threads"], kernel["shared"])
+            rows.append((kernel["name"], str(kernel["threads"]), str(kernel["registers"]),
+                         size(kernel["shared"]), f"{warps} of {WARPS}", bound))  # fmt: skip
+    head = ("kernel", "threads", "registers", "shared memory", "warps", "bound by")
+    return table(head, sorted(set(rows)))
+
+
+def occupancy(registers: int, threads: int, shared: int) -> tuple[int, str]:
+    """Warps of a kernel on an sm_90 multiprocessor, and the resource that bounds them."""
+    warps = threads // 32
+    of_warp = -(-registers * 32 // 256) * 256  # registers are dealt to warps in units of 256
+    bounds = {
+        "registers": REGISTERS // of_warp // warps,
+        "shared memory": SHARED // max(shared + 1024, 1),  # 1 KB of a block is the driver's
+        "warps": WARPS // warps,
+        "blocks": BLOCKS,
+    }
+    bound = min(bounds, key=bounds.__getitem__)
+    return bounds[bound] * warps, bound
+
+
 def _passes(data: Json) -> str:
     """Bytes and operations of the rows, and the floors they set."""
     copy = data["cases"][f"multistep_step plms {shape(LARGE)} threads={max(data['threads'])}"]

@@ -1,0 +1,188 @@
+"""`python -m bench warm`: compile now, for an H100 or H200, what a visit to one will launch.
+
+No GPU is needed (bench/compile_only.py). The tests marked `gpu` and the benchmarks' gates and cases
+are walked in a process a core; Triton's cache under --cache then holds their kernels and the C
+modules that launch them. --to packs what a visit reads of it. A second run compiles nothing: its
+last line says so, and --check makes it an error where it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .compile_only import STUBS
+from .ptx import PLUGIN, TESTS
+from .visit.command import CACHE, ROOT, triton_environment
+from .visit.plan import ENTRIES
+
+MOST = 1 << 24  # elements of a case that is walked: larger ones have the variants of smaller ones
+KEPT = (".cubin", ".json", ".so")  # what a launch reads of the cache
+COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves how many kernels it compiled
+ON_STAND_IN = ("tests/test_graph_gpu.py", "tests/integrations/test_pipelines_gpu.py")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench warm", description=__doc__)
+    parser.add_argument("--procs", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="%(default)s")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="pack the cache: .tar.xz")
+    parser.add_argument("--check", action="store_true", help="exit 1 where anything was compiled")
+    return parser
+
+
+def main(given: list[str]) -> int:
+    parser = arguments()
+    options = parser.parse_args(given)
+    if options.procs < 1:
+        parser.error(f"--procs must be 1 or more, got {options.procs}")
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**os.environ, **triton_environment(options.cache.resolve()),
+               "PYTHONPATH": str(ROOT), COUNTS: folder, STUBS: "1"}  # fmt: skip
+        env.pop("TRITON_INTERPRET", None)
+        with ThreadPoolExecutor(options.procs) as pool:
+            done = list(pool.map(lambda job: _ran(job, env), jobs()))
+        counts = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
+    for job, (code, said) in zip(jobs(), done, strict=True):
+        if code not in (0, 1):  # 1: tests that cannot pass here; they have launched all the same
+            print(f"{' '.join(job[3:])} ended with {code}:\n{said[-2000:]}")
+    compiled, cached = (sum(count[key] for count in counts) for key in ("compiled", "cached"))
+    if options.to:
+        print(f"packed {pack(options.cache, options.to)} files: {options.to}")
+    print(f"{compiled} kernels compiled, {cached} found, in {time.monotonic() - begun:.0f} s")
+    return int((options.check and compiled > 0) or any(code > 1 for code, _ in done))
+
+
+def jobs() -> list[list[str]]:
+    """The longest first."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    on_ptx = [[*pytest, "-p", PLUGIN, "-p", "bench.warm", *test] for test in TESTS]
+    on_stand_in = [[*pytest, "-p", "bench.warm", "--walk", file] for file in ON_STAND_IN]
+    return [*on_stand_in, *on_ptx, *([sys.executable, "-m", "bench.warm", e] for e in ENTRIES)]
+
+
+def _ran(job: list[str], env: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run(job, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def pack(cache: Path, to: Path) -> int:
+    """What a launch reads of a cache; how many files those are."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    files = [path for path in sorted(cache.rglob("*")) if path.suffix in KEPT]
+    with tarfile.open(to, "w:xz") as archive:
+        for path in files:
+            archive.add(path, path.relative_to(cache))
+    return len(files)
+
+
+# == In a process of its own =======================================================================
+
+
+def count() -> None:
+    """Leave how many kernels this process compiles, and finds."""
+    import atexit
+
+    import triton
+
+    found = {"compiled": 0, "cached": 0}
+
+    def listen(*, cache_hit: bool, **_: Any) -> None:
+        found["cached" if cache_hit else "compiled"] += 1
+
+    def leave() -> None:
+        path = Path(os.environ[COUNTS]) / f"{os.getpid()}.json"
+        path.write_text(json.dumps(found))
+
+    triton.knobs.compilation.listener = listen
+    atexit.register(leave)
+
+
+def walk() -> None:
+    """A device that is not there: ops compile their launches for it, and run on the CPU."""
+    import torch
+
+    from tests import cuda_stand_in
+
+    from . import compile_only
+
+    compile_only.install(90)
+    is_cuda, plain_generator = torch.Tensor.is_cuda.__get__, torch.Generator  # type: ignore
+
+    class Device(cuda_stand_in.Pretence):
+        """Its tensors also say so where an op chooses its kernel."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func == is_cuda:
+                return cuda_stand_in._is_there(args[0]) or func(*args)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    class Generator:
+        def __new__(cls, device: Any = "cpu") -> Any:
+            return plain_generator()
+
+    cuda_stand_in.Pretence = Device  # type: ignore[misc]
+    cuda_stand_in.pytest_configure(None)
+    torch.Generator = Generator  # type: ignore[misc, assignment]
+    torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
+    torch.cuda.get_device_name = lambda *_: "NVIDIA H100 80GB HBM3"
+    library = torch.library.Library("fastdiff", "IMPL")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    for name, launch in compile_only.implementations().items():
+        try:
+            plain = torch.library.get_kernel(f"fastdiff::{name}", "CPU")
+        except RuntimeError:  # it is for a GPU alone
+            library.impl(name, launch, "CPU")
+            continue
+
+        def both(*args: Any, launch: Any = launch, plain: Any = plain) -> Any:
+            launch(*args)
+            return plain.call_boxed(keys, *args)
+
+        library.impl(name, both, "CPU", allow_override=True)
+    walk.library = library  # type: ignore[attr-defined]
+
+
+def cases(name: str) -> None:
+    """One call of ours of every case of an entry that is not too large."""
+    import math
+
+    import torch
+
+    walk()
+    from .registry import entries
+
+    entry = next(entry for entry in entries() if entry.name == name)
+    if entry.lacks() or name in ("captured_loop", "pipeline", "scheduler_step"):
+        return  # their launches are those of the tests
+    for case in entry.cases(torch.device("cuda", 0), False):
+        if math.prod(case.shape) <= MOST:
+            with torch.inference_mode():
+                case.ours([case.inputs(0)])(0)
+
+
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--walk", action="store_true", help="on a stand-in for a GPU")
+
+
+def pytest_configure(config: Any) -> None:
+    count()
+    if config.getoption("--walk"):
+        walk()
+
+
+if __name__ == "__main__":
+    count()
+    cases(sys.argv[1])
