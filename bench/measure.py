@@ -89,6 +89,9 @@ def run_entries(
                     green = False
                     record.failed(name, _words(error))
                     say(f"  RED {name}: {_words(error)}")
+                    if poisoned(device):
+                        say("  the device fails every call after it in this process")
+                        os._exit(POISONED)
                 else:
                     head = {"entry": entry.name, "kind": entry.kind, "commit": commit()}
                     record.case(name, {**head, **row})
@@ -97,11 +100,26 @@ def run_entries(
     return green
 
 
+POISONED = 70  # the exit code of a process whose CUDA context an error has spoilt
+
+
+def poisoned(device: torch.device) -> bool:
+    """Whether an error of a launch fails every later call in this process too."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
     """The case with those baselines that its row lacks; None where it has all of them."""
     if row is None:
         return case
-    done = row["over_ours"].keys() | row["skipped"].keys()
+    lacking = {name for name, why in row["skipped"].items() if not why.startswith("failed, ")}
+    done = row["over_ours"].keys() | lacking
     left = {name: b for name, b in case.baselines.items() if name not in done}
     return dataclasses.replace(case, baselines=left) if left else None
 
@@ -171,7 +189,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         except Exception as error:  # theirs, and no reason to have no times of ours
             skipped[name] = f"failed, {_words(error)}"
             del made[name]
-    budget, least = budget_s(quick, device), 7 if on_gpu else 15
+    budget, least = budget_s(quick, device), 5 if on_gpu else 15
     groups: dict[str, Seconds] = {}
     apart = [n for n, b in made.items() if b.compiles and not on_gpu]
     beside = [n for n in made if n not in apart]
@@ -232,7 +250,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
 
 def budget_s(quick: bool, device: torch.device) -> float:
     """Seconds for a group of calls that take turns; a GPU's times scatter less."""
-    return 2.0 if device.type == "cuda" else 3.0 if quick else 5.0
+    return 1.0 if device.type == "cuda" else 3.0 if quick else 5.0
 
 
 def sets_for(case: Case, device: torch.device) -> int:

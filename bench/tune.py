@@ -68,14 +68,15 @@ def tune(device: torch.device, path: Path) -> int:
         best = min(total, key=total.__getitem__)
         if total[best] < WORTH ** len(sizes):
             found[f"R{reads} W{writes}"] = best._asdict()
+        if not dry:
+            text = json.dumps({**machine(device), "configs": found, "times": times}, indent=1)
+            write_whole(path, text + "\n")  # what comes after may be cut
         print(
             f"R{reads} W{writes}: {best} at {total[best] ** (1 / len(sizes)):.3f} of the heuristic"
         )
     if dry:
         print("a dry run on the CPU: no configuration of a GPU was written")
         return 0
-    text = json.dumps({**machine(device), "configs": found, "times": times}, indent=1) + "\n"
-    write_whole(path, text)
     place = f"kernels/configs/{_tuning.gpu_slug(torch.cuda.get_device_name(device))}"
     print(f"wrote {path}: {len(found)} variants differ from the heuristic; it belongs in {place}")
     return 0

@@ -40,6 +40,7 @@ for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
         levels = 1 if name == "expand" else 3
         row.ours([haar.buffers(0, shape, device, row.columns, levels)])(0)
 torch.cuda.synchronize()
+print("CHECKED")
 """
 RACES = """
 import torch
@@ -48,6 +49,7 @@ device = torch.device("cuda")
 for shape in ((2, 3, 31, 33), (2, 3, 128, 128)):
     haar.ROWS["loss"].ours([haar.buffers(0, shape, device, haar.ROWS["loss"].columns, 3)])(0)
 torch.cuda.synchronize()
+print("CHECKED")
 """
 FINDING = 99  # the sanitizer's exit code for one of its own
 COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
@@ -97,6 +99,7 @@ class Child:
 
         self.options, self.lines = options, Lines(options.out)
         self.device = torch.device("cpu" if options.dry else "cuda")
+        self.kernels = {"compiled": 0, "cached": 0}
         self.deadline = time.monotonic() + options.until - time.time()
 
     @property
@@ -115,6 +118,11 @@ class Child:
 
 def doctor(child: Child) -> bool:
     """The machine, what is installed on it, and how long the first imports took."""
+    found: dict[str, Any] = {
+        name: importlib.util.find_spec(name) is not None
+        for name in ("diffusers", "xdist", "pytest_timeout", "ptwt", "pytorch_wavelets")
+    }
+    child.lines.append("head", machine=found)  # what follows may take its time
     begun = time.perf_counter()
     import torch
 
@@ -126,27 +134,39 @@ def doctor(child: Child) -> bool:
 
     from ..record import machine, slug
 
-    facts = machine(child.device)
     built = _ext.build_info()
-    current = built.get("sources") == source_digest()
-    found = {
-        name: importlib.util.find_spec(name) is not None
-        for name in ("diffusers", "xdist", "pytest_timeout", "matplotlib", "ptwt",
-                     "pytorch_wavelets")
-    }  # fmt: skip
-    there = {
+    found |= {
         # On the CPU the extension serves without CUDA kernels.
-        "extension": _ext.HAS_EXT and current and (child.dry or _ext.HAS_CUDA),
-        **found,
-        "built_from": built.get("sources", ""), "sources": source_digest(),
+        "extension": built.get("sources") == source_digest() and (child.dry or _ext.HAS_CUDA),
+        "built_from": built.get("sources", _ext.reason), "sources": source_digest(),
         "import_torch_s": round(imported - begun, 1), "first_cuda_s": round(ready - imported, 1),
         "clocks": _said("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw",
                         "--format=csv,noheader"),
+        "cold": not child.dry and not cache_serves(child),
     }  # fmt: skip
-    threads = [torch.get_num_threads()]
-    child.lines.append("head", **facts, threads=threads, slug=slug(child.device), machine=there)
-    print(facts, there)
+    child.lines.append("head", **machine(child.device), threads=[torch.get_num_threads()],
+                       slug=slug(child.device), machine=found)  # fmt: skip
+    print(found)
     return True
+
+
+def cache_serves(child: Child) -> bool:
+    """Whether a launch that `python -m bench warm` compiles is in the cache here."""
+    import torch
+
+    from fastdiff.ops import seeded_noise
+
+    before = dict(child.kernels)
+    seeded_noise(torch.arange(4, device=child.device), (4, 3, 32, 32))
+    return child.kernels["compiled"] == before["compiled"]
+
+
+def warm(child: Child) -> bool:
+    """All kernels at once, a process a core: where the cache that was brought does not serve."""
+    if child.dry:
+        return True
+    command = [sys.executable, "-m", "bench", "warm", "--cache", os.environ["TRITON_CACHE_DIR"]]
+    return subprocess.run(command).returncode == 0
 
 
 def source_digest() -> str:
@@ -234,7 +254,7 @@ def record_of(child: Child) -> Any:
 
         def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
             self.data["gates"][entry] = gates
-            child.lines.append("gates", entry=entry, gates=gates)
+            child.lines.append("gates", entry=entry, gates=gates, quick=True)
 
         def skipped(self, entry: str, why: str) -> None:
             child.lines.append("skipped", name=entry, said=why)
@@ -251,12 +271,22 @@ def record_of(child: Child) -> Any:
     return Streamed()
 
 
-def gates(child: Child) -> bool:
+def check(child: Child) -> bool:
+    """What is not timed: the tests, the sanitizer's tools, or all gates of an entry."""
+    part = child.options.part
+    if part == "tests":
+        return test(child)
+    if part in ("memcheck", "racecheck"):
+        return sanitize(child, part)
+    return gates(child, part)
+
+
+def gates(child: Child, name: str) -> bool:
     """All gates of one entry."""
     from ..measure import gates_of
     from ..registry import entries
 
-    entry = next(entry for entry in entries() if entry.name == child.options.part)
+    entry = next(entry for entry in entries() if entry.name == name)
     if why := entry.lacks():
         child.lines.append("skipped", name=entry.name, said=why)
         return True
@@ -268,7 +298,7 @@ def gates(child: Child) -> bool:
     red = sum(not gate["ok"] for gate in found)
     print(f"{entry.name}: {len(found) - red} of {len(found)} gates green")
     if time.monotonic() < child.deadline or red:
-        child.lines.append("gates", entry=entry.name, gates=found)
+        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
     return not red
 
 
@@ -279,7 +309,8 @@ class Streaming:
         self.lines = lines
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+        # Also what a process that died leaves, and failures before and after the test itself.
+        if report.when == "call" or report.outcome != "passed":
             said = {} if report.passed else {"said": str(report.longrepr)[-3000:]}
             self.lines.append("test", name=report.nodeid, ok=not report.failed,
                               outcome=report.outcome, seconds=round(report.duration, 2),
@@ -314,20 +345,29 @@ def gpu_tests() -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
 
 
-def memcheck(child: Child) -> bool:
-    """compute-sanitizer over one small launch of each kernel: odd sizes, every operand."""
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if child.dry or not Path(tool).is_file():
-        print("dry: not run" if child.dry else "compute-sanitizer is not installed")
+def sanitize(child: Child, tool: str) -> bool:
+    """A tool of compute-sanitizer over a small launch of each kernel: odd sizes, every operand."""
+    command = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if child.dry or not Path(command).is_file():
+        said = "dry: not run" if child.dry else "compute-sanitizer is not installed"
+        child.lines.append("probe", name=tool, ok=True, said=said)
         return True
-    code = SANITIZED if child.options.part == "memcheck" else RACES
+    code = SANITIZED if tool == "memcheck" else RACES
+    # Calls that fail on the host are the libraries' own business: they try what there is.
+    only = ["--report-api-errors", "no"] if tool == "memcheck" else []
     done = subprocess.run(
-        [tool, "--tool", child.options.part, "--error-exitcode", str(FINDING), sys.executable,
-         "-c", code],
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        [command, "--tool", tool, *only, "--error-exitcode", str(FINDING), sys.executable, "-c",
+         code],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    # Anything but its own exit code for a finding is the tool's trouble, not the kernels'.
-    return done.returncode != FINDING
+    said = done.stdout + done.stderr
+    print(said)
+    checked = "CHECKED" in said
+    # Where it did not come to the end it has shown nothing; where it did, only its findings count.
+    ok = checked and done.returncode != FINDING
+    child.lines.append("probe", name=tool, ok=ok, checked=checked, code=done.returncode,
+                       said=said[-2000:])  # fmt: skip
+    return ok
 
 
 def tune(child: Child) -> bool:
@@ -367,14 +407,15 @@ def counters(child: Child) -> bool:
     if child.dry or not Path(tool).is_file():
         print("dry: not run" if child.dry else "ncu is not installed")
         return True
+    log = child.options.out / "ncu.csv"  # what was counted before a kill stays
     done = subprocess.run(
-        [tool, "--clock-control", "none", "--csv", "--page", "raw", "--metrics",
-         ",".join(COUNTERS), "--kernel-name", "regex:multistep|spectral|combine|add|whole|haar",
-         sys.executable, "-c", COUNTED],
-        capture_output=True, text=True,
+        [tool, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
+         "--log-file", str(log), "--metrics", ",".join(COUNTERS), "--kernel-name",
+         "regex:multistep|spectral|combine|add|whole|haar", sys.executable, "-c", COUNTED],
     )  # fmt: skip
-    print(done.stdout[-3000:], done.stderr[-3000:])
-    rows = [row for row in csv.reader(done.stdout.splitlines()) if len(row) > len(COUNTERS)]
+    text = log.read_text() if log.exists() else ""
+    print(text[-3000:])
+    rows = [row for row in csv.reader(text.splitlines()) if len(row) > len(COUNTERS)]
     head, units, *found = rows if len(rows) > 2 else ([], [])
     for number, row in enumerate(found):
         named = dict(zip(head, row, strict=False))
@@ -391,17 +432,19 @@ def explain(child: Child) -> bool:
 
     green = True
     for entry in child.entries():
+        found: list[dict[str, Any]] = []
         try:
-            found = []
-            for gate in entry.gates(child.device, True):
+            for gate in entry.gates(child.device, child.dry):
                 found.append(gate)
                 if not gate["ok"]:
                     print(f"RED {entry.name} {gate}", flush=True)
+                if time.monotonic() > child.deadline:
+                    return False  # the gates of before stand
         except Exception:
             traceback.print_exc()
             found.append({"case": "a gate failed", "said": traceback.format_exc()[-2000:],
                           "ok": False})  # fmt: skip
-        child.lines.append("gates", entry=entry.name, gates=found)
+        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
         green &= all(gate["ok"] for gate in found)
         for case in entry.cases(child.device, child.dry):
             if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
@@ -445,7 +488,7 @@ def again(child: Child) -> bool:
 
 KINDS: dict[str, Callable[[Child], bool]] = {
     function.__name__: function
-    for function in (doctor, build, probe, times, gates, test, memcheck, tune, launches, counters,
+    for function in (doctor, build, warm, probe, times, check, test, tune, launches, counters,
                      explain, again)
 }  # fmt: skip
 
@@ -455,7 +498,7 @@ def counted(child: Child) -> Iterator[None]:
     """Count kernels that Triton compiles, and those that it finds in its cache."""
     import triton
 
-    count = {"compiled": 0, "cached": 0}
+    count = child.kernels
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
         count["cached" if cache_hit else "compiled"] += 1

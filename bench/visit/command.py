@@ -8,6 +8,8 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .lines import Lines, reds
-from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up
+from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up, missing
 from .schedule import Visit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,7 @@ def main(given: list[str]) -> int:
         print("bench gpu needs a CUDA GPU and nvidia-smi finds none; "
               "--dry walks the same path on the CPU")  # fmt: skip
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
     out = options.out.resolve()
     lines = Lines(out)
     before = lines.record() if lines.path.exists() else None
@@ -107,13 +110,13 @@ def chosen(only: list[str] | None, before: dict[str, Any] | None) -> list[Unit]:
         return [unit for unit in PLAN if unit.name in {*only, "doctor"}]
     if before is None:
         return list(PLAN)
-    done = {name for name, unit in before["units"].items() if unit["ok"]}
-    first, *rest = PLAN  # the doctor: the machine may be another one
-    return [first, *follow_up(before, reds(before)), *(u for u in rest if u.name not in done)]
+    # The doctor again: the machine may be another one.
+    return [PLAN[0], *follow_up(before, reds(before)), *missing(before)]
 
 
 def child(unit: Unit, part: str, until: float, out: Path, dry: bool) -> list[str]:
-    """The process that does a part of a unit."""
+    """The process that does a part of a unit; it begins nothing in its last seconds."""
+    until -= min(3.0, 0.1 * unit.limit_s)
     command = [sys.executable, "-m", "bench.visit.child", "--kind", unit.kind, "--part", part,
                "--unit", unit.name, "--until", f"{until:.2f}", "--out", str(out)]  # fmt: skip
     for option, values in (("--entry", unit.entries), ("--name", unit.names)):
@@ -132,29 +135,36 @@ def again(name: str, options: argparse.Namespace) -> str:
 
 def prepared() -> dict[str, str]:
     """Unpack what was brought along; the environment in which it is found."""
-    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(SITE)])}
+    paths = [str(ROOT), str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
     packed, wheels = BROUGHT / "triton-cache.tar.xz", sorted((BROUGHT / "wheels").glob("*.whl"))
-    if packed.is_file():
-        if not CACHE.exists():
-            unpack(packed, CACHE)
-        env |= triton_environment(CACHE)
+    if packed.is_file() and not CACHE.exists():
+        unpack(packed, CACHE)
     if wheels and not SITE.exists():
-        subprocess.run(
+        aside = SITE.with_name("site.unpacking")
+        done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps",
-             "--no-compile", "--no-cache-dir", "--target", str(SITE), *map(str, wheels)],
-            check=False,
+             "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(aside),
+             *map(str, wheels)],
         )  # fmt: skip
-    return env
+        if done.returncode == 0:
+            aside.rename(SITE)
+        else:
+            print(f"the wheels in {BROUGHT} were not installed: pip ended with {done.returncode}")
+    return {"PYTHONPATH": os.pathsep.join(paths), **triton_environment(CACHE)}
 
 
 def unpack(packed: Path, cache: Path) -> None:
     """A Triton cache to another place: its groups of files name them by whole paths."""
+    aside = cache.with_name(f"{cache.name}.unpacking")  # a half of it may not pass for the whole
+    shutil.rmtree(aside, ignore_errors=True)
     with tarfile.open(packed) as archive:
-        archive.extractall(cache, filter="data")
-    for group in cache.glob("*/__grp__*.json"):
+        archive.extractall(aside, filter="data")
+    for group in aside.glob("*/__grp__*.json"):
         paths = json.loads(group.read_text())["child_paths"]
-        moved = {file: str(group.parent / Path(path).name) for file, path in paths.items()}
+        place = cache / group.parent.name
+        moved = {file: str(place / Path(path).name) for file, path in paths.items()}
         group.write_text(json.dumps({"child_paths": moved}))
+    aside.rename(cache)
 
 
 def triton_environment(cache: Path) -> dict[str, str]:

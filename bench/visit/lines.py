@@ -53,12 +53,12 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
 
     Besides gates, skipped, cases and failed: `units` (how each ended), `tests`, `probes`,
     `counters` of kernels, `triton` (variants compiled and found in the cache), `left` (units that
-    did not fit, and their commands).
+    did not fit, and their commands), `quick_gates` (whether an entry's were the quick ones).
     """
     record: dict[str, Any] = {}
     kept: dict[str, dict[str, Any]] = {
         key: {} for key in ("gates", "skipped", "cases", "failed", "units", "tests", "probes",
-                            "counters", "triton", "left")
+                            "counters", "triton", "left", "quick_gates")
     }  # fmt: skip
     for line in lines:
         kind, data = line["kind"], {k: v for k, v in line.items() if k not in ("kind", "at")}
@@ -66,6 +66,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
             record |= data
         elif kind == "gates":
             kept["gates"][data["entry"]] = data["gates"]
+            kept["quick_gates"][data["entry"]] = data.get("quick", False)
         elif kind == "case":
             name = data["name"]
             kept["failed"].pop(name, None)

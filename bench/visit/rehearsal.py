@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .lines import Line, Lines, reds
-from .plan import BUDGET_S, BUILD, PLAN, RESERVE_S, Unit, follow_up
+from .plan import BUDGET_S, BUILD, PLAN, RESERVE_S, Unit, follow_up, missing
 from .schedule import Visit
 
 FIRST = 0.775  # the first call's share of the seconds
@@ -29,9 +29,8 @@ SCRIPT: dict[str, tuple[float, str]] = {  # how much of its seconds a unit takes
     "step": (1.0, "red gate"),
     "spectral": (3.0, ""),
     "haar": (0.5, ""),
-    "tests": (1.0, "red test"),
-    "gates": (0.5, ""),
-    "memcheck": (0.5, "abort"),
+    "profiler": (1.0, "abort"),
+    "checks": (0.6, "red test"),
     "compiled rows": (1.0, "hang"),
     "tune": (0.5, ""),
     "build": (0.3, ""),
@@ -79,7 +78,11 @@ def rehearse(seconds: float) -> int:
 
 def _rehearsed(seconds: float, out: Path) -> list[str]:
     scale = seconds * FIRST / BUDGET_S
-    plan = [replace(unit, seconds=unit.seconds * scale) for unit in PLAN]
+
+    def scaled(unit: Unit) -> Unit:
+        return replace(unit, seconds=unit.seconds * scale, most=unit.most * scale)
+
+    plan = [scaled(unit) for unit in PLAN]
 
     def command(unit: Unit, part: str, until: float) -> list[str]:
         share, fault = SCRIPT.get(unit.name, (1.0, ""))
@@ -99,7 +102,7 @@ def _rehearsed(seconds: float, out: Path) -> list[str]:
         before, begun = len(Lines(out).read()), time.time()
         visit = Visit(
             units, out, budget=budget, begun=begun, command=command,
-            build=replace(BUILD, seconds=BUILD.seconds * scale),
+            build=scaled(BUILD),
             env={**os.environ, "PYTHONPATH": os.getcwd()}, again=lambda name: f"again {name}",
             say=print,
         )  # fmt: skip
@@ -116,9 +119,10 @@ def _rehearsed(seconds: float, out: Path) -> list[str]:
         first, took = call(plan, seconds * FIRST)
         wrong += _late("the first call", took, seconds * FIRST) + _in_order(first, plan)
         record = Lines(out).record()
-        done = {name for name, unit in record["units"].items() if unit["ok"]}
-        ahead = [replace(u, seconds=u.seconds * scale) for u in follow_up(record, reds(record))]
-        rest = [unit for unit in plan[1:] if unit.name not in done]
+        ahead, rest = (
+            [scaled(unit) for unit in units]
+            for units in (follow_up(record, reds(record)), missing(record))
+        )
         print(f"second call: {seconds * (1 - FIRST):.1f} s")
         second, took = call([plan[0], *ahead, *rest], seconds * (1 - FIRST))
         wrong += _late("the second call", took, seconds * (1 - FIRST))
@@ -178,8 +182,8 @@ def _kept(out: Path, first: list[Line], second: list[Line]) -> list[str]:
     check: dict[str, Callable[[dict[str, Any]], bool]] = {
         "step": lambda unit: not unit["ok"] and not unit["killed"],
         "spectral": lambda unit: unit["killed"],
-        "memcheck": lambda unit: set(unit["codes"].values()) == {134},
-        "tests": lambda unit: not unit["ok"],
+        "profiler": lambda unit: set(unit["codes"].values()) == {134},
+        "checks": lambda unit: not unit["ok"] and not unit["killed"],
         "smoke": lambda unit: unit["ok"],
     }
     wrong += [

@@ -20,6 +20,7 @@ from .lines import Lines, reds
 from .plan import RESERVE_S, Unit
 
 Command = Callable[[Unit, str, float], list[str]]  # unit, part, epoch seconds it must end by
+ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a unit's log that its line keeps
 
 
@@ -40,6 +41,7 @@ class Running:
                 self.processes[part] = subprocess.Popen(
                     command(unit, part, until), env={**env, **blocking}, stdout=file,
                     stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                    cwd=ROOT,
                 )  # fmt: skip
 
     @property
@@ -93,10 +95,19 @@ class Visit:
         self.deadline = begun + budget - RESERVE_S
         self.command, self.build, self.env, self.again, self.say = command, build, env, again, say
         self.waiting = list(plan)
+        self.running: Running | None = None
         self.building: Running | None = None
 
     def run(self) -> bool:
         """Whether nothing is red. What did not fit is in the record, with its command."""
+        try:
+            return self._all()
+        finally:  # also where this process is told to end
+            for running in (self.running, self.building):
+                if running is not None:
+                    running.end()
+
+    def _all(self) -> bool:
         while self.waiting:
             unit = self._next()
             if unit is None:
@@ -125,16 +136,17 @@ class Visit:
 
     def _there(self) -> set[str]:
         machine = self.lines.record().get("machine", {})
-        return {need for need in ("extension", "diffusers") if machine.get(need) is True}
+        return {need for need in ("extension", "diffusers", "cold") if machine.get(need) is True}
 
     def _run(self, unit: Unit) -> None:
         left = self.deadline - time.time()
         self.lines.append("begin", name=unit.name, seconds=unit.seconds, left=round(left, 2))
         until = time.time() + min(unit.limit_s, left)
-        running = Running(unit, until, self.command, self.env, self.log)
+        self.running = running = Running(unit, until, self.command, self.env, self.log)
         while not running.ended and time.time() < until:
             time.sleep(0.02)
         self._keep(running)
+        self.running = None
         if unit.kind == "doctor":
             self._start_build()
 

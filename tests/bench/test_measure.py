@@ -153,10 +153,15 @@ def test_a_fix_between_two_runs_throws_no_case_away(tmp_path, monkeypatch):
     assert set(a["over_ours"]) == {"sum"} and a["commits"] == {"sum": "def"}
 
 
-def test_no_case_starts_after_the_deadline(tmp_path):
-    said = []
-    green, data, _ = run(tmp_path, entry(case("a")), said=said, deadline=0.0)
-    assert green and not data["cases"] and "complete" not in data and "out of time" in said[-1]
+def test_nothing_starts_after_the_deadline(tmp_path):
+    record, said = Record(tmp_path / "run.json", {"device": "cpu"}), []
+    options = dict(quick=True, threads=[1], say=said.append, deadline=0.0)
+    toy = dataclasses.replace(entry(case("a")), gates=lambda *_: iter([{"ok": True}] * 3))
+    assert measure.run_entries([toy], record, CPU, **options)
+    assert "out of time in its gates" in said[-1] and not record.data["gates"]
+    record.gates("toy", [{"ok": True}])
+    assert measure.run_entries([toy], record, CPU, **options)
+    assert "out of time" in said[-1] and not record.data["cases"] and "complete" not in record.data
 
 
 def test_a_skipped_baseline_is_recorded_with_its_word(tmp_path):
@@ -165,6 +170,19 @@ def test_a_skipped_baseline_is_recorded_with_its_word(tmp_path):
     row = data["cases"]["toy a 64 threads=1"]
     assert "a_module_nobody_has is not installed" in row["skipped"]["rival"]
     assert not row["over_ours"]
+
+
+def test_a_baseline_that_failed_is_tried_again_and_an_absent_one_is_not(tmp_path):
+    made = []
+
+    def fails(sets):
+        made.append(1)
+        raise RuntimeError("out of memory")
+
+    rivals = dict(rival=Baseline(fails), absent=Baseline(fails, "a_module_nobody_has"))
+    for count in (1, 2):
+        run(tmp_path, entry(case("a", **rivals), dataclasses.replace(case("b"), ours=fails)))
+        assert made.count(1) == 2 * count  # once by ours of b
 
 
 def test_threads_are_put_back(tmp_path):

@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,9 +68,26 @@ def test_the_plan_fits_and_says_what_the_children_can_do():
     assert len({unit.name for unit in PLAN}) == len(PLAN)
     assert {unit.kind for unit in (*PLAN, plan.BUILD)} <= child.KINDS.keys()
     before_the_rest = [u for u in PLAN if not u.name.startswith("the rest of")]
-    headline = before_the_rest[: [u.name for u in before_the_rest].index("memcheck") + 1]
+    headline = before_the_rest[: [u.name for u in before_the_rest].index("checks") + 1]
     assert sum(unit.seconds for unit in headline) < plan.BUDGET_S - 100
-    assert set(plan.PROBES) == probes.PROBES.keys()
+    parts = [part for unit in PLAN if unit.kind == "probe" for part in unit.parts]
+    assert sorted(parts) == sorted(probes.PROBES)
+
+
+def test_every_unit_of_times_finds_its_cases():
+    """By the names that the entries give on a GPU; each word of an expression finds some."""
+    from bench.registry import entries
+
+    cuda, known = torch.device("cuda"), {entry.name: entry for entry in entries()}
+    for unit in PLAN:
+        if unit.kind == "times":
+            for name in unit.entries:
+                cases = [case.name for case in known[name].cases(cuda, False)]
+                chosen = [case for case in cases if re.search(unit.cases, case)]
+                assert chosen, (unit.name, name)
+        for word in re.findall(r"[0-9]+x[0-9x]+", unit.cases):
+            found = [c.name for e in unit.entries for c in known[e].cases(cuda, False)]
+            assert any(word in name for name in found), (unit.name, word)
 
 
 def test_every_case_and_baseline_is_in_some_unit():
@@ -122,21 +143,26 @@ def test_a_case_measured_again_keeps_its_ratios_and_gains_the_missing():
 
 
 def test_a_second_call_begins_with_what_failed(tmp_path):
-    lines = Lines(tmp_path)
-    for unit in PLAN[:8]:
-        lines.append("unit", name=unit.name, ok=unit.name not in ("tests", "haar"))
+    lines, ended = Lines(tmp_path), {"checks": {"tests": 1, "memcheck": -9}, "haar": {"all": 1}}
+    for unit in PLAN[:11]:
+        codes = ended.get(unit.name, {})
+        lines.append("unit", name=unit.name, ok=not codes, codes=codes, killed=False)
     lines.append("test", name="tests/a.py::b", ok=False)
+    lines.append("test", name="tests/test_graph_gpu.py::c", ok=False)
     lines.append("probe", name="haar", ok=False)
     lines.append("gates", entry="spectral_filter", gates=[{"case": "g", "ok": False}])
     lines.append("case", name="toy a", row=row(p80_us=1.2))
     units = command.chosen(None, lines.record())
-    assert [u.name for u in units[:5]] == ["doctor", "red tests again", "red probes again",
-                                          "red entries again", "noisy cases again"]  # fmt: skip
-    assert all(unit.blocking for unit in units[1:4]) and not units[4].blocking
-    assert units[1].names == ("tests/a.py::b",) and units[4].names == ("toy a",)
-    assert units[3].entries == ("haar", "spectral_filter")
-    rest = [unit.name for unit in units[5:]]
-    assert rest[:3] == ["haar", "tests", "gates"] and "step" not in rest
+    assert [u.name for u in units[:6]] == [
+        "doctor", "red tests again", "red captures again", "red probes again", "red entries again",
+        "noisy cases again",
+    ]  # fmt: skip
+    assert [unit.blocking for unit in units[1:6]] == [True, False, True, True, False]
+    assert units[1].names == ("tests/a.py::b",) and units[5].names == ("toy a",)
+    assert units[4].entries == ("haar", "spectral_filter")
+    haar, checks, first = units[6:9]
+    assert haar.name == "haar" and checks.parts == ("memcheck",)  # the tests ended by themselves
+    assert first.name == PLAN[11].name
     chosen = command.chosen(["tune"], lines.record())
     assert [unit.name for unit in chosen] == ["doctor", "tune"]
 
@@ -163,22 +189,39 @@ def test_the_schedule_needs_no_torch():
 
 
 def test_a_dry_visit_does_real_units(tmp_path):
-    """Tests and a sweep on the CPU; a second call has no time for anything and loses nothing."""
-    only = [word for name in ("tests", "tune") for word in ("--only", name)]
+    """A sweep on the CPU; a second call has no time for anything and loses nothing."""
     run = lambda budget: subprocess.run(
         [sys.executable, "-m", "bench", "gpu", "--dry", "--budget", budget, "--out", tmp_path,
-         *only],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+         "--only", "tune"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
-    done = run("600")
+    done = run("300")
     record = json.loads((tmp_path / "record.json").read_text())
     assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-3000:]
     assert record["dry"] and record["device"] == "cpu" and not record["left"]
-    assert record["units"].keys() == {"doctor", "tests", "tune"} and len(record["tests"]) > 15
+    assert record["units"].keys() == {"doctor", "tune"} and record["machine"]["diffusers"]
     assert "no number of a GPU" in done.stdout and len(list(tmp_path.iterdir())) <= 8
     done = run("1")
-    assert done.returncode == 0 and "did not fit: doctor, tests, tune" in done.stdout
-    assert json.loads((tmp_path / "record.json").read_text())["tests"] == record["tests"]
+    assert done.returncode == 0 and "did not fit: doctor, tune" in done.stdout
+    assert json.loads((tmp_path / "record.json").read_text())["units"] == record["units"]
+
+
+def test_tests_are_streamed_one_by_one(tmp_path):
+    command = [sys.executable, "-m", "bench.visit.child", "--kind", "test", "--unit", "tests",
+               "--out", str(tmp_path), "--until", str(time.time() + 300), "--dry",
+               "--name", "tests/kernels/test_spectral_filter.py"]  # fmt: skip
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    tests = Lines(tmp_path).record()["tests"]
+    assert "tests/kernels/test_spectral_filter.py::test_nothing_to_do" in tests
+    assert all(test["ok"] for test in tests.values())
+
+
+def test_a_worker_that_died_leaves_a_line(tmp_path):
+    report = SimpleNamespace(when="???", nodeid="tests/a.py::b", outcome="failed", passed=False,
+                             failed=True, duration=0.0, longrepr="worker crashed")  # fmt: skip
+    child.Streaming(Lines(tmp_path)).pytest_runtest_logreport(report)
+    assert reds(Lines(tmp_path).record())["tests"] == ["tests/a.py::b"]
 
 
 @pytest.fixture
