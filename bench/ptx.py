@@ -7,6 +7,8 @@ The first run compiles some 700 variants, minutes of it; Triton's cache keeps th
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -32,27 +34,34 @@ TESTS = (  # of a process each, the longest first
 )  # fmt: skip
 
 
+FILES = tuple(dict.fromkeys(test[0] for test in TESTS))
+ARCH = 90
+
+
 @dataclass
 class Count:
     """Of one kernel."""
 
     launches: int = 0
+    bfloat16: int = 0  # launches with an operand or a result of it
     variants: set[str] = field(default_factory=set)
     tests: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         tests, variants = len(self.tests), len(self.variants)
-        return f"{tests} tests, {variants} variants, {self.launches} launches"
+        return (f"{tests} tests, {variants} variants, {self.launches} launches "
+                f"({self.bfloat16} with bfloat16)")  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """What can be added to the counts of other processes."""
         return {"tests": sorted(self.tests), "variants": sorted(self.variants),
-                "launches": self.launches}  # fmt: skip
+                "launches": self.launches, "bfloat16": self.bfloat16}  # fmt: skip
 
     def add(self, other: dict[str, Any]) -> None:
         self.tests |= set(other["tests"])
         self.variants |= set(other["variants"])
         self.launches += other["launches"]
+        self.bfloat16 += other["bfloat16"]
 
 
 def run(
@@ -68,7 +77,10 @@ def run(
     )  # fmt: skip
 
 
-def main() -> int:
+def main(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.ptx", description="Kernels as PTX.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the counts, if all pass")
+    options = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
         counts = [Path(folder) / f"{number}.json" for number in range(len(TESTS))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -87,8 +99,24 @@ def main() -> int:
         )
     for kernel, total in sorted(totals.items()):
         print(f"{kernel}: {total}")
-    return int(any(result.returncode for result in done))
+    red = any(result.returncode for result in done)
+    if options.json and not red:
+        import triton
+
+        gates = {t for total in totals.values() for t in total.tests if t.startswith(GATES)}
+        head = {"command": "python -m bench.ptx", "triton": triton.__version__, "arch": ARCH,
+                "date": datetime.date.today().isoformat()}  # fmt: skip
+        kernels = {
+            kernel: {
+                "tests": len(total.tests - gates), "entries of gates": len(total.tests & gates),
+                "variants": len(total.variants), "launches": total.launches,
+                "with bfloat16": total.bfloat16,
+            }
+            for kernel, total in sorted(totals.items())
+        }  # fmt: skip
+        options.json.write_text(json.dumps({**head, "kernels": kernels}, indent=1) + "\n")
+    return int(red)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -334,9 +334,11 @@ class LoopCache:
         return None, reason
 
     def _start_over(self, device: torch.device) -> None:
-        """After a broken capture, which the allocator may take for a running one: a new pool.
+        """After a broken capture, which the allocators may take for a running one: a new pool.
 
-        Its first capture, which ends well, puts torch's generator right.
+        The one of pinned memory goes on refusing captures into the old pool, and serves nobody from
+        it, since its condition is that capture. The new pool's first capture, which ends well, puts
+        torch's generator right.
         """
         self._places.clear()
         with suppress(Exception):

@@ -33,6 +33,7 @@ def load() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     solvers, code = (
         json.loads((record.RESULTS / f"{name}.json").read_text()) for name in ("solvers", "aot")
     )
+    code["ptx"] = json.loads((record.RESULTS / "ptx.json").read_text())
     return records, solvers, code
 
 

@@ -385,7 +385,20 @@ HEADLINE = {
 def visit(records: dict[str, Json], code: Json) -> dict[str, str]:
     """What a visit to a GPU should find, before and beside what one found."""
     measured = [data for data in records.values() if data["device"] != "cpu"]
-    return {"predicted": _predicted(measured), "occupancy": _occupancy(code)}
+    return {
+        "ptx": _ptx(code["ptx"]),
+        "predicted": _predicted(measured),
+        "occupancy": _occupancy(code),
+    }
+
+
+def _ptx(ptx: Json) -> str:
+    """What ran as PTX on the CPU, by kernel."""
+    columns = list(next(iter(ptx["kernels"].values())))
+    rows = [(f"`{name}`", *(str(of[c]) for c in columns)) for name, of in ptx["kernels"].items()]
+    return (f"`{ptx['command']}`, all green, triton {ptx['triton']}, sm_{ptx['arch']}a, "
+            f"{ptx['date']} ([JSON](../bench/results/ptx.json)).\n\n"
+            + table(("kernel", *columns), rows))  # fmt: skip
 
 
 def _predicted(measured: list[Json]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bench import compile_only
-from bench.ptx import Count
+from bench.ptx import ARCH, Count
 from tests.helpers.ptx import Program
 
 os.environ["TRITON_INTERPRET"] = "0"  # before tests/conftest.py asks for the interpreter
@@ -43,6 +43,7 @@ class Device:
     def launch(self, launch: compile_only.Launch) -> None:
         count = self.counts[launch.name]
         count.launches += 1
+        count.bfloat16 += any(kind == "*bf16" for kind, _ in launch.arguments)
         count.variants.add(launch.hash)
         if self.test:
             count.tests.add(self.test)
@@ -91,7 +92,7 @@ def install() -> Device:
     """Compile for an H100, and let launches and ops run on the CPU's tensors."""
     global _library
     device = Device()
-    compile_only.install(90, device.launch)
+    compile_only.install(ARCH, device.launch)
     _library = torch.library.Library("fastdiff", "IMPL")
     for name, function in compile_only.implementations().items():
         _library.impl(name, function, "CPU", allow_override=True)
