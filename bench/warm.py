@@ -48,8 +48,8 @@ def main(given: list[str]) -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, **triton_environment(options.cache.resolve()),
-               "PYTHONPATH": str(ROOT), COUNTS: folder, STUBS: "1"}  # fmt: skip
-        env.pop("TRITON_INTERPRET", None)
+               "PYTHONPATH": str(ROOT), COUNTS: folder, STUBS: "1",
+               "TRITON_INTERPRET": "0"}  # fmt: skip
         with ThreadPoolExecutor(options.procs) as pool:
             done = list(pool.map(lambda job: _ran(job, env), jobs()))
         counts = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]

@@ -1,0 +1,57 @@
+"""Triton's cache, filled without a GPU and brought to another place."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import compile_only, warm
+from bench.visit.command import triton_environment, unpack
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def walked(cache, counts):
+    """A seeded noise of each size, compiled for an H100: kernels compiled, and found."""
+    counts.mkdir()
+    env = {**os.environ, **triton_environment(cache), "TRITON_INTERPRET": "0",
+           "PYTHONPATH": str(ROOT), compile_only.STUBS: "1", warm.COUNTS: str(counts)}  # fmt: skip
+    command = [sys.executable, "-m", "bench.warm", "seeded_noise"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = counts.iterdir()
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: kernels are compiled for it")
+def test_a_cache_that_was_moved_serves_without_compiling(tmp_path):
+    """Neither a kernel nor a C module is made again, and the first place is gone."""
+    first, second = tmp_path / "first", tmp_path / "other" / "second"
+    assert walked(first, tmp_path / "a")["compiled"] > 0
+    assert warm.pack(first, tmp_path / "cache.tar.xz") > 0
+    second.parent.mkdir()
+    unpack(tmp_path / "cache.tar.xz", second)
+    shutil.rmtree(first)
+    files = sorted(second.rglob("*"))
+    found = walked(second, tmp_path / "b")
+    assert found["compiled"] == 0 and found["cached"] > 0
+    assert sorted(second.rglob("*")) == files
+
+
+def test_half_a_cache_does_not_pass_for_a_whole_one(tmp_path):
+    (tmp_path / "cache.tar.xz").write_bytes(b"cut off")
+    with pytest.raises(Exception, match="open|file"):
+        unpack(tmp_path / "cache.tar.xz", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_warm_refuses_no_process(capsys):
+    with pytest.raises(SystemExit):
+        warm.main(["--procs", "0"])
+    assert "--procs must be 1 or more, got 0" in capsys.readouterr().err
