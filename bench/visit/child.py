@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .lines import Lines
+from .lines import CUT, Lines
 
 SANITIZED = """
 import torch
@@ -517,7 +517,9 @@ def main(given: list[str]) -> int:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
     child = Child(options)
     with counted(child):
-        return 0 if KINDS[options.kind](child) else 1
+        green = KINDS[options.kind](child)
+        cut = options.kind in ("times", "check") and time.monotonic() > child.deadline
+        return CUT if green and cut else 0 if green else 1
 
 
 if __name__ == "__main__":

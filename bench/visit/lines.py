@@ -16,6 +16,7 @@ from typing import Any
 from ..merging import together
 
 Line = dict[str, Any]
+CUT = 75  # the exit code of a process that had no time for all that it was to do
 
 
 class Lines:
@@ -83,7 +84,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
         elif kind == "triton":
             for key in ("compiled", "cached"):
                 kept["triton"][key] = kept["triton"].get(key, 0) + data[key]
-    ended = all(unit["ok"] for unit in kept["units"].values())
+    ended = all(unit["ok"] for unit in kept["units"].values())  # a cut one is not
     return record | kept | {"complete": ended and not kept["left"] and not kept["failed"]}
 
 
@@ -94,5 +95,9 @@ def reds(record: dict[str, Any]) -> dict[str, list[str]]:
         "probes": [name for name, probe in record["probes"].items() if not probe["ok"]],
         "gates": [e for e, gates in record["gates"].items() if not all(g["ok"] for g in gates)],
         "cases": list(record["failed"]),
-        "units": [name for name, unit in record["units"].items() if not unit["ok"]],
+        "units": [
+            name
+            for name, unit in record["units"].items()
+            if not unit["ok"] and set(unit["codes"].values()) != {CUT}
+        ],
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..merging import write_whole
-from .lines import Lines, reds
+from .lines import CUT, Lines, reds
 from .plan import RESERVE_S, Unit
 
 Command = Callable[[Unit, str, float], list[str]]  # unit, part, epoch seconds it must end by
@@ -121,8 +121,9 @@ class Visit:
             self._look_at_build()
         if self.building is not None:
             self._built()
-        left = {unit.name: {"seconds": unit.seconds, "command": self.again(unit.name)}
-                for unit in self.waiting}  # fmt: skip
+        left = {unit.name: {"seconds": unit.seconds, "needs": unit.needs,
+                            "command": self.again(unit.name)}
+                for unit in self.waiting if "cold" not in unit.needs}  # fmt: skip
         self.lines.append("left", units=left)
         self.merge()
         return not any(reds(self.lines.record()).values())
@@ -154,7 +155,8 @@ class Visit:
         unit, went = running.unit, running.end()
         self.lines.append("unit", name=unit.name, **went)
         self.merge()
-        word = "ok " if went["ok"] else "RED"
+        cut = set(went["codes"].values()) == {CUT}
+        word = "ok " if went["ok"] else "cut" if cut else "RED"
         killed = ", killed at its limit" if went["killed"] else ""
         self.say(f"{unit.name:28} {word} {went['seconds']:6.1f} s of {unit.seconds:.1f}{killed}")
 

@@ -17,7 +17,7 @@ from bench import measure, registry, timing
 from bench.merging import together
 from bench.registry import Baseline
 from bench.visit import child, command, plan, probes, rehearsal
-from bench.visit.lines import Lines, merged, reds
+from bench.visit.lines import CUT, Lines, merged, reds
 from bench.visit.plan import PLAN, Unit
 from tests.helpers.toys import case, entry
 
@@ -129,7 +129,7 @@ def test_a_record_is_shaped_like_those_of_bench(tmp_path):
     assert record["triton"] == {"compiled": 2, "cached": 6}
     lines.append("left", units={"tune": {}})
     assert not lines.record()["complete"] and not any(reds(lines.record()).values())
-    lines.append("unit", name="step", ok=False)
+    lines.append("unit", name="step", ok=False, codes={"all": 1})
     assert reds(lines.record())["units"] == ["step"]
 
 
@@ -236,7 +236,7 @@ def start(tmp_path, monkeypatch):
 
     def started(kind, *options, until=1e12):
         given = ["--kind", kind, "--unit", kind, "--out", str(tmp_path), "--dry", *options]
-        child.main([*given, "--until", str(until)])
+        started.code = child.main([*given, "--until", str(until)])
         return Lines(tmp_path).record()
 
     return started
@@ -258,6 +258,18 @@ def test_times_are_of_the_chosen_cases_and_baselines(start):
 def test_nothing_begins_after_its_time(start):
     record = start("times", "--entry", "toy", until=0)
     assert not record["cases"] and not record["gates"]
+    assert start.code == CUT  # so that the next call goes on with it
+
+
+def test_what_was_cut_is_gone_on_with_and_is_no_failure(tmp_path):
+    lines = Lines(tmp_path)
+    lines.append("unit", name="step", ok=False, codes={"all": CUT}, killed=False)
+    lines.append("unit", name="checks", ok=False, codes={"haar": CUT, "tests": 1}, killed=False)
+    record = lines.record()
+    assert reds(record)["units"] == ["checks"] and not record["complete"]
+    left = {unit.name: unit for unit in plan.missing(record)}
+    assert "step" in left and left["checks"].parts == ("haar",)
+    assert not plan.follow_up(record, reds(record))
 
 
 def test_a_probe_says_what_it_found(start):
