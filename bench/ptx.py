@@ -69,6 +69,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """pytest with launches that run as PTX, its output kept."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["OMP_NUM_THREADS"] = "1"  # a process a core: threads beside them only wait
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:cacheprovider", "-m", "gpu",

@@ -28,7 +28,8 @@ from .visit.plan import ENTRIES
 MOST = 1 << 24  # elements of a case that is walked: larger ones have the variants of smaller ones
 KEPT = (".cubin", ".json", ".so")  # what a launch reads of the cache
 COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves how many kernels it compiled
-ON_STAND_IN = ("tests/test_graph_gpu.py", "tests/integrations/test_pipelines_gpu.py")
+# The files of tests that capture, and in how many parts each is walked.
+ON_STAND_IN = {"tests/test_graph_gpu.py": 8, "tests/integrations/test_pipelines_gpu.py": 1}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -47,9 +48,15 @@ def main(given: list[str]) -> int:
         parser.error(f"--procs must be 1 or more, got {options.procs}")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, **triton_environment(options.cache.resolve()),
-               "PYTHONPATH": str(ROOT), COUNTS: folder, STUBS: "1",
-               "TRITON_INTERPRET": "0"}  # fmt: skip
+        env = {
+            **os.environ,
+            **triton_environment(options.cache.resolve()),
+            "PYTHONPATH": str(ROOT),
+            COUNTS: folder,
+            STUBS: "1",
+            "TRITON_INTERPRET": "0",
+            "OMP_NUM_THREADS": "1",  # a process a core: threads beside them only wait
+        }
         with ThreadPoolExecutor(options.procs) as pool:
             done = list(pool.map(lambda job: _ran(job, env), jobs()))
         counts = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
@@ -67,7 +74,8 @@ def jobs() -> list[list[str]]:
     """The longest first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
     on_ptx = [[*pytest, "-p", PLUGIN, "-p", "bench.warm", *test] for test in TESTS]
-    on_stand_in = [[*pytest, "-p", "bench.warm", "--walk", file] for file in ON_STAND_IN]
+    on_stand_in = [[*pytest, "-p", "bench.warm", "--walk", f"{part}/{of}", file]
+                   for file, of in ON_STAND_IN.items() for part in range(of)]  # fmt: skip
     return [*on_stand_in, *on_ptx, *([sys.executable, "-m", "bench.warm", e] for e in ENTRIES)]
 
 
@@ -174,13 +182,19 @@ def cases(name: str) -> None:
 
 
 def pytest_addoption(parser: Any) -> None:
-    parser.addoption("--walk", action="store_true", help="on a stand-in for a GPU")
+    parser.addoption("--walk", metavar="PART/OF", help="on a stand-in for a GPU, a part of it")
 
 
 def pytest_configure(config: Any) -> None:
     count()
     if config.getoption("--walk"):
         walk()
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    if config.getoption("--walk"):
+        part, of = map(int, config.getoption("--walk").split("/"))
+        items[:] = items[part::of]
 
 
 if __name__ == "__main__":
