@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported when it is: all of torch's modules take a minute.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-slow lint bench cuda-check ptx-check rehearsal gpu-visit clean
@@ -11,7 +12,7 @@ demo: $(VENV)/.built  ## sample real digits with every solver, live; pictures go
 	$(BIN)/fastdiff demo
 
 test: $(VENV)/.tests  ## the test suite, under 10 minutes on two cores
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-slow: $(VENV)/.tests  ## the longer proofs
 	$(BIN)/python -m pytest -q -m slow

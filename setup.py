@@ -150,6 +150,8 @@ def extension():
         def run(self):
             print(summary, flush=True)
             write_digest()
+            # An editable build would compile in a temporary folder, everything every time.
+            self.build_temp = str(Path("build") / f"objects-{sys.implementation.cache_tag}")
             super().run()
 
     return [module], {"build_ext": Build}

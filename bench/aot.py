@@ -19,11 +19,12 @@ import multiprocessing
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -37,6 +38,13 @@ NVCC_WHEELS = " ".join(
     f"'nvidia-{name}==13.0.*'"
     for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
+
+
+HAAR_THREADS = 128  # of a block: kThreads of csrc/cuda/haar_lane.h
+
+# Of a Triton kernel: name, kernel, arguments of a launch, 128-bit accesses to be there, and, where
+# it is not for all, the least architecture.
+Variant = tuple[Any, ...]
 
 
 class NoCompiler(Exception):
@@ -70,14 +78,20 @@ class Report:
         return faults
 
 
-def triton_reports(
-    variants: Iterable[tuple[Any, ...]],
-    archs: Iterable[int] = ARCHS,
-) -> Iterator[Report]:
-    """Compile Triton kernels: name, kernel, arguments of a launch, 128-bit accesses to be there.
+@dataclass(frozen=True)
+class Binary:
+    """A compiled file, not yet read."""
 
-    A fifth entry is the least architecture that it is for.
-    """
+    cubin: bytes
+    arch: int
+    name: str | None = None  # in place of the kernel's own
+    wide: int = 0  # as a Report's
+    dynamic_shared: int = 0  # bytes that a launch asks for
+    threads: int = HAAR_THREADS
+
+
+def triton_binaries(variants: Iterable[Variant], archs: Iterable[int] = ARCHS) -> Iterator[Binary]:
+    """Compile Triton kernels through the specialisation that a launch makes."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
@@ -94,11 +108,13 @@ def triton_reports(
             )
             source = ASTSource(kernel, signature, constants, attributes)
             compiled = triton.compile(source, target=target, options=options.__dict__)
-            with tempfile.TemporaryDirectory() as folder:
-                cubin = Path(folder) / "kernel.cubin"
-                cubin.write_bytes(compiled.asm["cubin"])
-                yield from read_binary(cubin, arch, wide, name, compiled.metadata.shared,
-                                       32 * compiled.metadata.num_warps)  # fmt: skip
+            yield Binary(compiled.asm["cubin"], arch, name, wide, compiled.metadata.shared,
+                         32 * compiled.metadata.num_warps)  # fmt: skip
+
+
+def triton_reports(variants: Iterable[Variant], archs: Iterable[int] = ARCHS) -> Iterator[Report]:
+    """What Triton kernels become."""
+    return read(triton_binaries(variants, archs))
 
 
 def nvcc_reports(
@@ -110,21 +126,20 @@ def nvcc_reports(
         return
     nvcc = find_nvcc()
 
-    def compiled(job: tuple[Path, int]) -> list[Report]:
+    def compiled(job: tuple[Path, int]) -> Binary:
         file, arch = job
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernels.cubin"
             _run(nvcc, "-cubin", "-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{arch}", *flags,
                  "-I", str(ROOT / "csrc"), "-o", str(cubin), str(file))  # fmt: skip
-            return list(read_binary(cubin, arch))
+            return Binary(cubin.read_bytes(), arch)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for reports in pool.map(compiled, itertools.product(files, archs)):
-            yield from reports
+        binaries = list(pool.map(compiled, itertools.product(files, archs)))
+    yield from read(binaries)
 
 
 KINDS = {"f": "float32", "d": "float64"}
-HAAR_THREADS = 128  # of a block: kThreads of csrc/cuda/haar_lane.h
 
 
 def cuda_kernel(function: str) -> tuple[str, int]:
@@ -144,41 +159,80 @@ def cuda_kernel(function: str) -> tuple[str, int]:
     return name, max(2, 1 << levels) if aligned else 0
 
 
-def read_binary(
-    cubin: Path,
-    arch: int,
-    wide: int = 0,
-    name: str | None = None,
-    dynamic_shared: int = 0,
-    threads: int = HAAR_THREADS,
-) -> Iterator[Report]:
-    """Report every kernel in a cubin; name replaces the kernel's own."""
-    usage = _run(_tool("cuobjdump"), "--dump-resource-usage", str(cubin))
-    sass = _run(_tool("cuobjdump"), "--dump-sass", str(cubin))
-    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.S))
+def read(binaries: Iterable[Binary]) -> Iterator[Report]:
+    """Report every kernel of the files, in order."""
+    files = list(binaries)
+    sections = [dict(_code(binary.cubin)) for binary in files]
+    code: dict[tuple[int, str], list[str]] = {}
+    for arch in {binary.arch for binary in files}:
+        # A disassembler takes half a second to begin, so an architecture's code is one file.
+        keys = [(n, function) for n, binary in enumerate(files) if binary.arch == arch
+                for function in sections[n]]  # fmt: skip
+        parts = [sections[n][function] for n, function in keys]
+        code |= zip(keys, _operations(parts, arch), strict=True)
+    for n, binary in enumerate(files):
+        for function, registers, stack, shared in _resources(binary.cubin):
+            operations = code[n, function]
+            readable, wide = cuda_kernel(function)
+            if binary.name:
+                readable, wide = binary.name, binary.wide
+            yield Report(
+                name=readable,
+                arch=binary.arch,
+                registers=registers,
+                stack=stack,
+                local_accesses=sum(o.startswith(("LDL", "STL")) for o in operations),
+                wide_loads=sum(bool(re.match(r"LDG\.E\S*\.(128|256)", o)) for o in operations),
+                wide_stores=sum(bool(re.match(r"STG\.E\S*\.(128|256)", o)) for o in operations),
+                wide=wide,
+                shared=shared + binary.dynamic_shared,
+                instructions=sum(not o.startswith("NOP") for o in operations),
+                threads=binary.threads,
+            )
+
+
+def _code(cubin: bytes) -> Iterator[tuple[str, bytes]]:
+    """Functions of a cubin and their machine code: sections .text.FUNCTION of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    count, names = struct.unpack_from("<HH", cubin, 60)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + 64 * n) for n in range(count)]
+    for name, _, _, _, offset, size in headers:
+        start = headers[names][4] + name
+        section = cubin[start : cubin.index(0, start)].decode()
+        if section.startswith(".text."):
+            yield section.removeprefix(".text."), cubin[offset : offset + size]
+
+
+INSTRUCTION = 16  # bytes, of every architecture from sm_70 on
+
+
+def _operations(code: Sequence[bytes], arch: int) -> Iterator[list[str]]:
+    """The operation of every instruction, by function."""
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(code))
+        file.flush()
+        kind = f"SM{arch}a" if arch >= 90 else f"SM{arch}"  # with what Triton's targets add
+        said = _run(_tool("nvdisasm"), "--binary", kind, file.name)
+    found = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?(\S+)", said, re.M)
+    if len(found) * INSTRUCTION != sum(map(len, code)):
+        raise RuntimeError(
+            f"nvdisasm read {len(found)} instructions of {sum(map(len, code))} bytes"
+        )
+    operations = iter(found)
+    for part in code:
+        yield list(itertools.islice(operations, len(part) // INSTRUCTION))
+
+
+def _resources(cubin: bytes) -> list[tuple[str, int, int, int]]:
+    """Functions, and their registers, bytes of stack and of shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run(_tool("cuobjdump"), "--dump-resource-usage", file.name)
     found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     if not found:
-        raise RuntimeError(f"cuobjdump names no kernel in {cubin}:\n{usage}")
-    for function, registers, stack, shared in found:
-        operations = re.findall(
-            r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?(\S+)", code[function], re.M
-        )
-        if not operations:
-            raise RuntimeError(f"no instruction was read from {function} in {cubin}")
-        readable, promised = (name, wide) if name else cuda_kernel(function)
-        yield Report(
-            name=readable,
-            arch=arch,
-            registers=int(registers),
-            stack=int(stack),
-            local_accesses=sum(o.startswith(("LDL", "STL")) for o in operations),
-            wide_loads=sum(bool(re.match(r"LDG\.E\S*\.(128|256)", o)) for o in operations),
-            wide_stores=sum(bool(re.match(r"STG\.E\S*\.(128|256)", o)) for o in operations),
-            wide=promised,
-            shared=int(shared) + dynamic_shared,
-            instructions=sum(not o.startswith("NOP") for o in operations),
-            threads=threads,
-        )
+        raise RuntimeError(f"cuobjdump names no kernel:\n{usage}")
+    return [(name, *map(int, numbers)) for name, *numbers in found]  # type: ignore[misc]
 
 
 def find_nvcc() -> str:
@@ -213,8 +267,8 @@ def _run(*command: str) -> str:
 
 
 @cache
-def kernel_variants() -> list[tuple[Any, ...]]:
-    """The declared variants of every module in kernels/, as `triton_reports` takes them."""
+def kernel_variants() -> list[Variant]:
+    """The declared variants of every module in kernels/."""
     found = []
     for file in sorted((ROOT / "kernels").glob("*.py")):
         module = importlib.import_module(f"fastdiff.kernels.{file.stem}")
@@ -223,16 +277,16 @@ def kernel_variants() -> list[tuple[Any, ...]]:
     return found
 
 
-def variant_reports(number: int) -> list[Report]:
+def variant_binaries(number: int) -> list[Binary]:
     """What the declared variant of that number became, in whichever process this runs."""
-    return list(triton_reports([kernel_variants()[number]]))
+    return list(triton_binaries([kernel_variants()[number]]))
 
 
 def all_reports() -> Iterator[Report]:
     """Every kernel of the project, in order: Triton's in a process a core, then nvcc's."""
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for reports in pool.map(variant_reports, range(len(kernel_variants()))):
-            yield from reports
+        binaries = list(pool.map(variant_binaries, range(len(kernel_variants()))))
+    yield from read(itertools.chain.from_iterable(binaries))
     yield from nvcc_reports(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
 
 

@@ -1,8 +1,8 @@
 """The Triton kernels' GPU tests and gates on their machine code: `python -m bench.ptx`, no GPU.
 
-What Triton compiles for an H100 is executed on the CPU (tests/helpers/ptx.py), in processes
-of their own, one a core. Prints what ran of each kernel; exit code 1 where a test failed.
-The first run compiles some 700 variants, minutes of it; Triton's cache keeps them.
+What Triton compiles for an H100 is executed on the CPU (tests/helpers/ptx.py), in a process a
+core. Prints what ran of each kernel; exit code 1 where a test failed. The first run compiles
+hundreds of variants, minutes of it; Triton's cache keeps them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = "tests.helpers.ptx_device"
 GATES = "tests/kernels/test_gates.py"
-TESTS = (  # of a process each, the longest first
-    *((GATES, "-k", entry) for entry in ("weighted_sums", "multistep_step")),
-    ("tests/kernels/test_spectral_update.py",),
-    *((GATES, "-k", entry) for entry in ("spectral_filter", "spectral_update")),
-    *((f"tests/kernels/test_{name}.py",)
-      for name in ("half_spectrum", "weighted_sums", "multistep_step", "spectral_filter")),
-    (GATES, "-k", "seeded_noise"),
+FILES = (GATES, *(
+    f"tests/kernels/test_{name}.py"
+    for name in ("spectral_update", "spectral_filter", "half_spectrum", "multistep_step",
+                 "weighted_sums")
+))  # fmt: skip
+TESTS = (  # the longest first
+    *(f"{GATES}::test_every_gate_holds[{entry}]"
+      for entry in ("spectral_update", "spectral_filter", "multistep_step", "weighted_sums",
+                    "seeded_noise")),
+    *FILES[1:],
 )  # fmt: skip
-
-
-FILES = tuple(dict.fromkeys(test[0] for test in TESTS))
 ARCH = 90
 
 
@@ -65,16 +64,16 @@ class Count:
 
 
 def run(
-    *arguments: str, plugin: str = PLUGIN, path: Sequence[Path] = ()
+    *arguments: str, plugin: str = PLUGIN, path: Sequence[Path] = (), capture: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """pytest with launches that run as PTX, its output kept."""
+    """pytest with launches that run as PTX, its output kept or shown."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["OMP_NUM_THREADS"] = "1"  # a process a core: threads beside them only wait
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:cacheprovider", "-m", "gpu",
          *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment, capture_output=capture, text=True, check=False,
     )  # fmt: skip
 
 
@@ -82,25 +81,16 @@ def main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.ptx", description="Kernels as PTX.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the counts, if all pass")
     options = parser.parse_args(given)
+    totals: dict[str, Count] = defaultdict(Count)
     with tempfile.TemporaryDirectory() as folder:
-        counts = [Path(folder) / f"{number}.json" for number in range(len(TESTS))]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = list(pool.map(
-                lambda test, to: run("--ptx-json", str(to), *test), TESTS, counts
-            ))  # fmt: skip
-        totals: dict[str, Count] = defaultdict(Count)
-        for file in filter(Path.exists, counts):
+        done = run("-n", "auto", "--maxschedchunk", "1", "--ptx-counts", folder, *TESTS,
+                   capture=False)  # fmt: skip
+        for file in Path(folder).iterdir():
             for kernel, count in json.loads(file.read_text()).items():
                 totals[kernel].add(count)
-    for test, result in zip(TESTS, done, strict=True):
-        if result.returncode:
-            print(result.stdout[-6000:] + result.stderr[-2000:])
-        print(
-            f"{' '.join(test)}: {result.stdout.strip().splitlines()[-1:] or result.stderr[-500:]}"
-        )
     for kernel, total in sorted(totals.items()):
         print(f"{kernel}: {total}")
-    red = any(result.returncode for result in done)
+    red = done.returncode != 0
     if options.json and not red:
         import triton
 

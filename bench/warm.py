@@ -73,7 +73,7 @@ def main(given: list[str]) -> int:
 def jobs() -> list[list[str]]:
     """The longest first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-    on_ptx = [[*pytest, "-p", PLUGIN, "-p", "bench.warm", *test] for test in TESTS]
+    on_ptx = [[*pytest, "-p", PLUGIN, "-p", "bench.warm", test] for test in TESTS]
     on_stand_in = [[*pytest, "-p", "bench.warm", "--walk", f"{part}/{of}", file]
                    for file, of in ON_STAND_IN.items() for part in range(of)]  # fmt: skip
     return [*on_stand_in, *on_ptx, *([sys.executable, "-m", "bench.warm", e] for e in ENTRIES)]
@@ -164,7 +164,7 @@ def walk() -> None:
 
 
 def cases(name: str) -> None:
-    """One call of ours of every case of an entry that is not too large."""
+    """The gates of an entry, and one call of ours of every case that is not too large."""
     import math
 
     import torch
@@ -175,6 +175,8 @@ def cases(name: str) -> None:
     entry = next(entry for entry in entries() if entry.name == name)
     if entry.lacks() or name in ("captured_loop", "pipeline", "scheduler_step"):
         return  # their launches are those of the tests
+    for _ in entry.gates(torch.device("cuda", 0), False):
+        pass  # what it finds on a stand-in says nothing
     for case in entry.cases(torch.device("cuda", 0), False):
         if math.prod(case.shape) <= MOST:
             with torch.inference_mode():

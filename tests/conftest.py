@@ -3,6 +3,10 @@
 import os
 import random
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process a core: threads beside them only wait. torch reads this when it is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy
 import pytest
 import torch
@@ -10,6 +14,13 @@ import torch
 if not torch.cuda.is_available():
     # Triton's interpreter stands in for a GPU; triton reads this when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """A process a core; on a GPU a few, since each keeps a CUDA context there."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores, 4) if torch.cuda.is_available() else cores
 
 
 def pytest_runtest_logfinish():

@@ -3,7 +3,7 @@
 Triton compiles for an H100 (bench/compile_only.py), and each launch runs its PTX on the CPU tensors
 that it was given (tests/helpers/ptx.py): tests and gates see what the compiled code computes, with
 bfloat16, tf32 and fused operations as they are there. The ops' CUDA implementations serve CPU
-tensors, so that an op's call is its kernel's launch. `--ptx-json FILE` keeps the counts.
+tensors, so that an op's call is its kernel's launch. `--ptx-counts DIR` keeps the counts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -94,8 +95,10 @@ def install() -> Device:
     device = Device()
     compile_only.install(ARCH, device.launch)
     _library = torch.library.Library("fastdiff", "IMPL")
-    for name, function in compile_only.implementations().items():
-        _library.impl(name, function, "CPU", allow_override=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Overriding a previously registered kernel"
+        for name, function in compile_only.implementations().items():
+            _library.impl(name, function, "CPU", allow_override=True)
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
     OnTheDevice().__enter__()
     return device
@@ -107,7 +110,8 @@ _device: Device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--ptx-json", metavar="FILE", help="keep the counts of what ran as PTX there")
+    parser.addoption("--ptx-counts", type=Path, metavar="DIR",
+                     help="where each process keeps the counts of what ran as PTX")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -124,10 +128,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         _device.test = ""
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    counts = sorted(_device.counts.items())
-    terminalreporter.section("run as PTX")
-    for name, count in counts:
-        terminalreporter.write_line(f"{name}: {count}")
-    if file := config.getoption("--ptx-json"):
-        Path(file).write_text(json.dumps({name: count.to_json() for name, count in counts}))
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if folder := session.config.getoption("--ptx-counts"):
+        counts = {name: count.to_json() for name, count in _device.counts.items()}
+        (folder / f"{os.getpid()}.json").write_text(json.dumps(counts))
