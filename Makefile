@@ -25,8 +25,9 @@ lint: $(VENV)/.tests
 bench: $(VENV)/.tests  ## this machine's numbers, as ratios within one run
 	$(BIN)/python -m bench
 
+ARCHS ?= 80 90 100
 cuda-check: $(VENV)/.cuda  ## compile every kernel for sm_80, sm_90 and sm_100; no GPU needed
-	$(BIN)/python -m bench.aot
+	$(BIN)/python -m bench.aot --archs $(ARCHS)
 
 ptx-check: $(VENV)/.tests  ## the Triton kernels' GPU tests on their machine code; no GPU needed
 	$(BIN)/python -m bench.ptx

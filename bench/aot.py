@@ -1,11 +1,11 @@
 """Compile every kernel for GPUs that are not here and read its machine code: `python -m bench.aot`.
 
 Triton kernels (each `kernels/*.py` with `aot_variants()`) go through the specialisation that a
-launch makes, csrc/cuda/*.cu through nvcc, both for sm_80, sm_90 and sm_100. A kernel fails with a
-stack frame, with local memory accesses (LDL, STL: spilled registers; LOCAL:0 stands even then), or
-with fewer 128-bit accesses than its variant declares. No GPU is needed; exit code 1 names what
-failed. Under another triton: PYTHONPATH=<its folder> python -m bench.aot. With --json FILE what was
-read is kept: docs/kernels.md shows it.
+launch makes, csrc/cuda/*.cu through nvcc, both for sm_80, sm_90 and sm_100, or for --archs. A
+kernel fails with a stack frame, with local memory accesses (LDL, STL: spilled registers; LOCAL:0
+stands even then), or with fewer 128-bit accesses than its variant declares. No GPU is needed; exit
+code 1 names what failed. Under another triton: PYTHONPATH=<its folder> python -m bench.aot. With
+--json FILE what was read is kept: docs/kernels.md shows it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -277,36 +277,41 @@ def kernel_variants() -> list[Variant]:
     return found
 
 
-def variant_binaries(number: int) -> list[Binary]:
+def variant_binaries(number: int, archs: Sequence[int]) -> list[Binary]:
     """What the declared variant of that number became, in whichever process this runs."""
-    return list(triton_binaries([kernel_variants()[number]]))
+    return list(triton_binaries([kernel_variants()[number]], archs))
 
 
-def all_reports() -> Iterator[Report]:
+def all_reports(archs: Sequence[int]) -> Iterator[Report]:
     """Every kernel of the project, in order: Triton's in a process a core, then nvcc's."""
+    compiled = partial(variant_binaries, archs=archs)
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        binaries = list(pool.map(variant_binaries, range(len(kernel_variants()))))
+        binaries = list(pool.map(compiled, range(len(kernel_variants()))))
     yield from read(itertools.chain.from_iterable(binaries))
-    yield from nvcc_reports(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
+    yield from nvcc_reports(sorted((ROOT / "csrc" / "cuda").glob("*.cu")), archs)
 
 
 def main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description="Check machine code.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep what was read, if all pass")
+    parser.add_argument("--archs", type=int, nargs="+", choices=ARCHS, default=ARCHS,
+                        metavar="SM", help="default: %(default)s")  # fmt: skip
     options = parser.parse_args(given)
+    if options.json and set(options.archs) != set(ARCHS):
+        parser.error(f"--json keeps all of {ARCHS}; got --archs {options.archs}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("bench.aot compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 1
     import triton
 
-    print(f"triton {triton.__version__}, sm_{', sm_'.join(map(str, ARCHS))}")
+    print(f"triton {triton.__version__}, sm_{', sm_'.join(map(str, options.archs))}")
     print(
         f"{'kernel':56} {'sm':>4} {'regs':>5} {'stack':>6} {'shared':>6} {'local':>6} "
         f"{'ld128':>6} {'st128':>6}"
     )
     kernels, failed = [], []
     try:
-        for r in all_reports():
+        for r in all_reports(options.archs):
             faults = ", ".join(r.faults())
             print(
                 f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.shared:6} "

@@ -87,9 +87,14 @@ needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on this machine"
 def test_cuda_files(tmp_path):
     for name, text in (("clean.cu", CLEAN_CU), ("spills.cu", SPILLING_CU)):
         (tmp_path / name).write_text(text)
-    clean, spilled = aot.nvcc_reports([tmp_path / "clean.cu", tmp_path / "spills.cu"], archs=[90])
-    assert "clean" in clean.name and not clean.faults()
-    assert "spills" in spilled.name and any("stack" in fault for fault in spilled.faults())
+    files = [tmp_path / "clean.cu", tmp_path / "spills.cu"]
+    reports = list(aot.nvcc_reports(files, archs=[80, 100]))
+    assert [report.arch for report in reports] == [80, 100, 80, 100]
+    for clean, spilled in zip(reports[:2], reports[2:], strict=True):
+        assert "clean" in clean.name and not clean.faults()
+        assert "spills" in spilled.name and any("stack" in fault for fault in spilled.faults())
+        assert any("local memory" in fault for fault in spilled.faults())
+        assert 0 < clean.instructions < spilled.instructions
 
 
 @needs_nvcc
@@ -106,6 +111,12 @@ def test_without_nvcc_the_error_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(aot.NoCompiler, match="pip install 'nvidia-cuda-nvcc"):
         list(aot.nvcc_reports([tmp_path / "any.cu"]))
     assert list(aot.nvcc_reports([])) == []
+
+
+def test_what_is_kept_is_of_every_architecture(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        aot.main(["--json", str(tmp_path / "aot.json"), "--archs", "80", "90"])
+    assert "--json keeps all of" in capsys.readouterr().err
 
 
 def test_faults_of_a_report():
