@@ -38,8 +38,6 @@ NVCC_WHEELS = " ".join(
     f"'nvidia-{name}==13.0.*'"
     for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 )
-
-
 HAAR_THREADS = 128  # of a block: kThreads of csrc/cuda/haar_lane.h
 
 # Of a Triton kernel: name, kernel, arguments of a launch, 128-bit accesses to be there, and, where
@@ -163,15 +161,19 @@ def read(binaries: Iterable[Binary]) -> Iterator[Report]:
     """Report every kernel of the files, in order."""
     files = list(binaries)
     sections = [dict(_code(binary.cubin)) for binary in files]
-    code: dict[tuple[int, str], list[str]] = {}
-    for arch in {binary.arch for binary in files}:
-        # A disassembler takes half a second to begin, so an architecture's code is one file.
+
+    def disassembled(arch: int) -> dict[tuple[int, str], list[str]]:
+        """The operations of a file's function; a disassembler takes half a second to begin."""
         keys = [(n, function) for n, binary in enumerate(files) if binary.arch == arch
                 for function in sections[n]]  # fmt: skip
         parts = [sections[n][function] for n, function in keys]
-        code |= zip(keys, _operations(parts, arch), strict=True)
+        return dict(zip(keys, _operations(parts, arch), strict=True))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(disassembled, {binary.arch for binary in files})
+        code = {key: operations for one in found for key, operations in one.items()}
     for n, binary in enumerate(files):
-        for function, registers, stack, shared in _resources(binary.cubin):
+        for function, registers, stack, shared in _resources(binary):
             operations = code[n, function]
             readable, wide = cuda_kernel(function)
             if binary.name:
@@ -223,15 +225,16 @@ def _operations(code: Sequence[bytes], arch: int) -> Iterator[list[str]]:
         yield list(itertools.islice(operations, len(part) // INSTRUCTION))
 
 
-def _resources(cubin: bytes) -> list[tuple[str, int, int, int]]:
+def _resources(binary: Binary) -> list[tuple[str, int, int, int]]:
     """Functions, and their registers, bytes of stack and of shared memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(binary.cubin)
         file.flush()
         usage = _run(_tool("cuobjdump"), "--dump-resource-usage", file.name)
     found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
     if not found:
-        raise RuntimeError(f"cuobjdump names no kernel:\n{usage}")
+        of = f"{binary.name or 'a .cu file'} on sm_{binary.arch}"
+        raise RuntimeError(f"cuobjdump names no kernel of {of}:\n{usage}")
     return [(name, *map(int, numbers)) for name, *numbers in found]  # type: ignore[misc]
 
 

@@ -17,7 +17,7 @@ from fastdiff.ops.spectral_filter import mirrored
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 FAST = 2e-4
-QUICK = {  # of --quick: small and large images in one launch, and in several
+QUICK = {  # the gates of --quick: on CUDA two sizes in one launch, and one in several
     (5, 7): (torch.float32, torch.bfloat16),
     (33, 64): (torch.float64, torch.float16),
     (101, 37): (torch.float32, torch.bfloat16),
@@ -45,7 +45,10 @@ def buffers(number: int, shape: Sequence[int], device: torch.device) -> Buffers:
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
-    """Every dtype, layout and kind of size, relative in norm to complex transforms in float64."""
+    """Every dtype, layout and kind of size, relative in norm to complex transforms in float64.
+
+    quick: two dtypes at each of three sizes.
+    """
     random = torch.Generator().manual_seed(0)
     if device.type != "cpu":
         yield definition_gate(device)

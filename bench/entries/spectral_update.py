@@ -59,7 +59,10 @@ def move(name: str, b: Buffers, row: Tensor) -> Tensor:
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
-    """Every dtype and kind of size, noise included, against complex transforms in float64."""
+    """Every dtype and kind of size, noise included, against complex transforms in float64.
+
+    quick: two dtypes at each of three sizes.
+    """
     if device.type != "cpu":
         yield definition_gate(device)
     sizes = [(5, 7), (33, 64), (101, 37), (1, 1), (32, 32), (64, 64), (63, 20), (96, 128)]

@@ -96,7 +96,7 @@ def install() -> Device:
     compile_only.install(ARCH, device.launch)
     _library = torch.library.Library("fastdiff", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "Overriding a previously registered kernel"
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # that they do
         for name, function in compile_only.implementations().items():
             _library.impl(name, function, "CPU", allow_override=True)
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]

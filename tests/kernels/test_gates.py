@@ -4,13 +4,8 @@ import pytest
 import torch
 import triton
 
-from bench.entries import (
-    initial_noise,
-    multistep_step,
-    spectral_filter,
-    spectral_update,
-    weighted_sums,
-)
+from bench.ptx import GATED
+from bench.registry import entries
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,11 +15,11 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ENTRIES = (initial_noise, multistep_step, spectral_filter, spectral_update, weighted_sums)
 
 
-@pytest.mark.parametrize("entry", [module.ENTRY for module in ENTRIES], ids=lambda e: e.name)
-def test_every_gate_holds(entry):
+@pytest.mark.parametrize("name", GATED)
+def test_every_gate_holds(name):
+    (entry,) = (entry for entry in entries() if entry.name == name)
     with torch.no_grad():
-        gates = list(entry.gates(DEVICE, True))  # the others are larger, through the same code
+        gates = list(entry.gates(DEVICE, True))  # the others are more sizes and dtypes
     assert gates and not [gate for gate in gates if not gate["ok"]]

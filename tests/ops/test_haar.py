@@ -31,6 +31,7 @@ from fastdiff.ops.haar import (
     haar_split_ref,
     haar_step_ref,
 )
+from tests.helpers.threads import threads
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHAPES = [(2, 3, 32, 32), (1, 2, 5, 7), (2, 1, 33, 130), (3, 4, 18, 35), (1, 3, 64, 1100)]
@@ -101,6 +102,21 @@ def test_any_shape_stride_and_level(data):
     torch.testing.assert_close(
         haar_merge(pyramid, shape[2:]), x, rtol=0, atol=half.get(dtype, 4e-6)
     )
+
+
+def test_threads_change_no_bit():
+    """Of enough work for several, with losses that are summed over tiles."""
+    x, seeds = normal(2, 3, 250, 322), torch.tensor([3, 4])
+    c = table(2, 3, 2, torch.float32, False)
+    found = []
+    for count in (1, 3):
+        with threads(count):
+            pyramid = haar_split(x, 3)
+            parts = [*bands(pyramid), haar_merge(pyramid, x.shape[2:])]
+            found.append([*parts, haar_noise(x, c, seeds, 1), haar_loss(x, c, seeds, 1)])
+    assert all(map(torch.equal, *found))
+    for band, wanted in zip(found[1], bands(haar_split_ref(x, 3)), strict=False):
+        assert torch.equal(band, wanted)
 
 
 def test_a_pyramid_knows_its_size():

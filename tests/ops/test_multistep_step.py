@@ -17,6 +17,7 @@ from fastdiff.ops import (
 )
 from fastdiff.ops.multistep_step import READS, WRITES, sample_strides
 from fastdiff.ops.philox import philox_normal_ref
+from tests.helpers.threads import threads
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last")
@@ -150,20 +151,16 @@ def test_any_shape(shape, layout, noise, output_dtype, input_dtype, guided, per_
     assert_equals_reference(arguments)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("shape", "noise"),
     [((2, 3, 256, 512), None), ((3, 3, 511, 257), None), ((3, 3, 101, 67), "seeds")],
 )
-def test_large_launches(shape, noise, threads):
+def test_large_launches(shape, noise, count):
     """Enough work for several threads, and for stores past the caches, aligned and not."""
-    before = torch.get_num_threads()
     arguments = problem(shape, reads=4, writes=2, noise=noise)
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         assert_equals_reference(arguments)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_operands_may_have_gaps():

@@ -26,6 +26,7 @@ from fastdiff.ops.half_spectrum import (
     spectral_noise_ref,
 )
 from fastdiff.ops.spectral_filter import mirrored, whole_image_tables
+from tests.helpers.threads import threads
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SIZES = [(1, 1), (1, 6), (6, 1), (2, 2), (3, 4), (4, 3), (5, 7), (8, 6), (16, 16), (33, 20)]
@@ -252,6 +253,21 @@ def test_the_move_in_cpp_is_the_definition(dtype):
                 )  # fmt: skip
                 results.append(y)
             close(results[0], results[1], 1e-12 if dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_large_moves_in_cpp(step, count):
+    """Enough work for several threads, in the passes between and after."""
+    made = gains(3, 130, 250, dtype=torch.float32)
+    direction, _, x = images((2, 3, 130, 250), torch.float32)
+    half, row = made.drift.half(torch.float32), torch.tensor([[0.4, 1.5]])
+    found, wanted = torch.full_like(x, math.nan), torch.empty_like(x)
+    with threads(count):
+        spectral_move(direction, x, found, half, half, row, None, SEEDS, None, 9, step)
+    spectral_move_ref(direction, x, wanted, half, half, row, None, SEEDS, None, 9, step)
+    close(found, wanted, 1e-6)
 
 
 @pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fastdiff import _ext
 from fastdiff.ops import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 from fastdiff.ops.weighted_sums import MAX_OPERANDS, MAX_SUMS
+from tests.helpers.threads import threads
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAN = math.nan
@@ -108,17 +109,13 @@ def test_kernel_equals_reference(shape, operands, dtypes, precision, clamped, la
     assert_equals_reference(problem(tuple(shape), operands, dtypes, precision, clamped, layouts))
 
 
-@pytest.mark.parametrize(("shape", "threads"), [((1, 3, 640, 656), 2), ((3, 3, 521, 257), 1)])
+@pytest.mark.parametrize(("shape", "count"), [((1, 3, 640, 656), 2), ((3, 3, 521, 257), 1)])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_large_launches(shape, dtype, threads):
+def test_large_launches(shape, dtype, count):
     """Enough work for several threads, and for stores past the caches, with tails."""
-    before = torch.get_num_threads()
     arguments = problem(shape, (dtype,) * 4, (dtype, torch.float32), clamped=True, zeros=0)
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         assert_equals_reference(arguments)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
