@@ -92,22 +92,31 @@ def triton_binaries(variants: Iterable[Variant], archs: Iterable[int] = ARCHS) -
     """Compile Triton kernels through the specialisation that a launch makes."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
-    from triton.runtime.jit import create_function_from_signature
 
     for name, kernel, arguments, wide, *least in variants:
         for arch in (arch for arch in archs if arch >= sum(least)):
             target = GPUTarget("cuda", arch, 32)
-            backend = make_backend(target)
-            bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-            bound, specialization, options = bind(**arguments)
-            options, signature, constants, attributes = kernel._pack_args(
-                backend, options, bound, specialization, options
-            )
-            source = ASTSource(kernel, signature, constants, attributes)
-            compiled = triton.compile(source, target=target, options=options.__dict__)
+            source, options = specialised(kernel, arguments, target)
+            compiled = triton.compile(source, target=target, options=options)
             yield Binary(compiled.asm["cubin"], arch, name, wide, compiled.metadata.shared,
                          32 * compiled.metadata.num_warps)  # fmt: skip
+
+
+def specialised(kernel: Any, arguments: dict[str, Any], target: Any) -> tuple[Any, dict[str, Any]]:
+    """What triton.compile takes for a launch with these arguments: a source and its options.
+
+    Launches whose `source.hash()` and options are equal share their machine code.
+    """
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(**arguments)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, options, bound, specialization, options
+    )
+    return ASTSource(kernel, signature, constants, attributes), options.__dict__
 
 
 def triton_reports(variants: Iterable[Variant], archs: Iterable[int] = ARCHS) -> Iterator[Report]:

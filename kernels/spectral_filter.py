@@ -25,6 +25,9 @@ from .half_spectrum import strides_of
 
 LARGEST = 64  # sides of an image that one program holds
 LARGEST_SINCE = (9, 0)  # before, the registers of a program hold half of it
+# No access is better for knowing whether these are 1 or multiples of 16: variants, seconds each,
+# would only be waited for.
+PLAIN = ["batch", "channels", "height", "row_stride", "stage_number"]
 PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
 
 
@@ -103,7 +106,7 @@ def from_tiles(
     return _dot(row_sin, by_sin, PRECISION, image)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN)
 def _spectral_filter_kernel(
     x,
     y,

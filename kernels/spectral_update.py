@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .half_spectrum import adaptive_row, normal_pairs, strides_of
 from .spectral_filter import (
+    PLAIN,
     PRECISIONS,
     from_tiles,
     responded,
@@ -66,7 +67,7 @@ def _coloured_noise(
     return responded(n_cc, n_cs, n_sc, n_ss, table, HALF_H, HALF_W)
 
 
-@triton.jit(do_not_specialize=["stage_number"])
+@triton.jit(do_not_specialize=PLAIN)
 def _whole_kernel(
     x,
     score,

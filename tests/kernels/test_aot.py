@@ -44,19 +44,55 @@ for report in triton_reports(variants, archs=[90]):
     print(report.name, *report.faults(), sep="; ")
 """
 
+SHAPES = """
+import torch
+from triton.backends.compiler import GPUTarget
+from bench.aot import specialised
+from fastdiff.kernels import spectral_filter, spectral_update
 
-@pytest.fixture(scope="module")
-def triton_faults(tmp_path_factory):
-    """What the check says of three Triton kernels, by name."""
-    script = tmp_path_factory.mktemp("aot") / "cases.py"  # triton.jit reads its source from a file
-    script.write_text(TRITON_CASES)
+def empty(*shape, of=torch.float32):
+    return torch.empty(shape, dtype=of, device="meta")
+
+kernels = {
+    "filter": spectral_filter._spectral_filter_kernel,
+    "update": spectral_update._whole_kernel,
+}
+bases = [empty(2, 16, 32), empty(2, 16, 32)]
+codes = {name: set() for name in kernels}
+for batch, rows, channels, height in (1, 1, 3, 32), (2, 2, 4, 30), (16, 1, 3, 17), (16, 16, 4, 32):
+    x, row = empty(batch, channels, height, 32), empty(rows, 2)
+    tables, seeds = empty(channels, 5, 16, 16), empty(batch, of=torch.int64)
+    squares = empty(batch, channels, 2)
+    plans = {
+        "filter": spectral_filter.plan(x, x, tables, *bases, "exact"),
+        "update": spectral_update.whole_plan(
+            x, x, row, x, tables, tables, *bases, seeds, None, batch, "exact", "batch", squares),
+    }
+    for name, (_, arguments) in plans.items():
+        source, options = specialised(kernels[name], arguments, GPUTarget("cuda", 90, 32))
+        codes[name].add((source.hash(), str(options)))
+for name, found in codes.items():
+    print(name, len(found))
+"""
+
+
+def printed(script, text):
+    """What a process without Triton's interpreter prints."""
+    script.write_text(text)  # triton.jit reads its source from a file
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    return {name: faults for name, *faults in (x.split("; ") for x in done.stdout.splitlines())}
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def triton_faults(tmp_path_factory):
+    """What the check says of three Triton kernels, by name."""
+    lines = printed(tmp_path_factory.mktemp("aot") / "cases.py", TRITON_CASES)
+    return {name: faults for name, *faults in (line.split("; ") for line in lines)}
 
 
 def test_a_clean_triton_kernel_passes(triton_faults):
@@ -71,6 +107,11 @@ def test_a_spilling_triton_kernel_fails(triton_faults):
 def test_narrow_accesses_fail_where_wide_ones_are_declared(triton_faults):
     """An odd stride leaves 128-bit accesses to the first row alone."""
     assert triton_faults["narrow"] == ["2 of 4 128-bit accesses"]
+
+
+def test_other_batches_channels_and_heights_compile_no_whole_image_again(tmp_path):
+    found = printed(tmp_path / "shapes.py", SHAPES)
+    assert found == ["filter 1", "update 1"]
 
 
 def has_nvcc():
