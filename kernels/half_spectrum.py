@@ -18,15 +18,14 @@ from torch import Tensor
 
 from .philox import box_muller, philox_words
 
-_NOISE = tl.constexpr(4)  # a Philox purpose
-_ROOT2 = tl.constexpr(1.4142135623730951)
 TILE = 4096  # bytes of real numbers that a program writes; twice that spills in float64
 
 
 @triton.jit
 def _words(seed, quad, stage):
+    NOISE: tl.constexpr = 4  # a Philox purpose
     zero = tl.zeros((), tl.int32)
-    return philox_words(seed, quad, zero + stage, zero + _NOISE)
+    return philox_words(seed, quad, zero + stage, zero + NOISE)
 
 
 @triton.jit
@@ -68,7 +67,8 @@ def adaptive_row(
 @triton.jit
 def _edge_noise(first, second, k, mirror):
     """An edge column's noise from the numbers of rows k and mirror: Hermitian down the rows."""
-    re = tl.where(k == mirror, _ROOT2 * first, tl.where(k < mirror, first, second))
+    ROOT2: tl.constexpr = 1.4142135623730951
+    re = tl.where(k == mirror, ROOT2 * first, tl.where(k < mirror, first, second))
     im = tl.where(k == mirror, 0.0, tl.where(k < mirror, second, -first))
     return re, im
 

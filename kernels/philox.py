@@ -7,25 +7,6 @@ kernels that draw noise do.
 import triton
 import triton.language as tl
 
-_L0 = tl.constexpr(float.fromhex("0x1.555554p-2"))
-_L1 = tl.constexpr(float.fromhex("-0x1.000226p-2"))
-_L2 = tl.constexpr(float.fromhex("0x1.99a01ep-3"))
-_L3 = tl.constexpr(float.fromhex("-0x1.54728cp-3"))
-_L4 = tl.constexpr(float.fromhex("0x1.22d8f8p-3"))
-_L5 = tl.constexpr(float.fromhex("-0x1.0d81f2p-3"))
-_L6 = tl.constexpr(float.fromhex("0x1.05602ep-3"))
-_L7 = tl.constexpr(float.fromhex("-0x1.38cf20p-4"))
-_LN2_HIGH = tl.constexpr(float.fromhex("0x1.62e400p-1"))
-_LN2_LOW = tl.constexpr(float.fromhex("0x1.7f7d1cp-20"))
-_S0 = tl.constexpr(float.fromhex("0x1.921fb6p-1"))
-_S1 = tl.constexpr(float.fromhex("-0x1.4abc22p-4"))
-_S2 = tl.constexpr(float.fromhex("0x1.467fdcp-9"))
-_S3 = tl.constexpr(float.fromhex("-0x1.32f65cp-15"))
-_C1 = tl.constexpr(float.fromhex("-0x1.3bd3ccp-2"))
-_C2 = tl.constexpr(float.fromhex("0x1.03c1b0p-6"))
-_C3 = tl.constexpr(float.fromhex("-0x1.55b2b6p-12"))
-_C4 = tl.constexpr(float.fromhex("0x1.d4f7eap-19"))
-
 
 @triton.jit
 def philox_words(seed, quad, stage, purpose):
@@ -48,6 +29,26 @@ def philox_words(seed, quad, stage, purpose):
 @triton.jit
 def box_muller(u, w):
     """Two words (uint32) to two normals (float32)."""
+    # Each is a float32. They are local, since Triton has a global constant in the cache key of a
+    # kernel, or not, by which kernel of the process was launched first.
+    L0: tl.constexpr = 0.3333333134651184
+    L1: tl.constexpr = -0.2500081956386566
+    L2: tl.constexpr = 0.2000124305486679
+    L3: tl.constexpr = -0.1662341058254242
+    L4: tl.constexpr = 0.14201539754867554
+    L5: tl.constexpr = -0.13159550726413727
+    L6: tl.constexpr = 0.12762485444545746
+    L7: tl.constexpr = -0.07636940479278564
+    LN2_HIGH: tl.constexpr = 0.693145751953125
+    LN2_LOW: tl.constexpr = 1.428606765330187e-06
+    S0: tl.constexpr = 0.7853981852531433
+    S1: tl.constexpr = -0.08074582368135452
+    S2: tl.constexpr = 0.0024909931235015392
+    S3: tl.constexpr = -3.659276262624189e-05
+    C1: tl.constexpr = -0.3084251284599304
+    C2: tl.constexpr = 0.015854284167289734
+    C3: tl.constexpr = -0.00032586869201622903
+    C4: tl.constexpr = 3.4940869682031916e-06
     v = (u + 1).to(tl.int32, bitcast=True)
     g = v.to(tl.float32)
     g = tl.where(v <= 0, g + 4294967296.0, g)
@@ -55,19 +56,19 @@ def box_muller(u, w):
     k = b - 127
     d = v - ((1 ^ (k >> 5)) << (k & 31))
     f = d.to(tl.float32) * ((254 - b) << 23).to(tl.float32, bitcast=True)
-    h = ((((((_L7 * f + _L6) * f + _L5) * f + _L4) * f + _L3) * f + _L2) * f + _L1) * f + _L0
+    h = ((((((L7 * f + L6) * f + L5) * f + L4) * f + L3) * f + L2) * f + L1) * f + L0
     f2 = f * f
     y = (f2 * f) * h - 0.5 * f2
     n = (32 - k).to(tl.float32)
-    t = n * _LN2_HIGH - (f + (y - n * _LN2_LOW))
+    t = n * LN2_HIGH - (f + (y - n * LN2_LOW))
     r = tl.sqrt_rn(t + t)
 
     a = (w << 2).to(tl.int32, bitcast=True) >> 2
     q = (w + 0x20000000) >> 30
     x = a.to(tl.float32) * 1.862645149230957e-09
     x2 = x * x
-    s = x * (((_S3 * x2 + _S2) * x2 + _S1) * x2 + _S0)
-    c = (((_C4 * x2 + _C3) * x2 + _C2) * x2 + _C1) * x2 + 1.0
+    s = x * (((S3 * x2 + S2) * x2 + S1) * x2 + S0)
+    c = (((C4 * x2 + C3) * x2 + C2) * x2 + C1) * x2 + 1.0
     swap = (q & 1) != 0
     cosine = tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ ((q ^ (q >> 1)) << 31)
     sine = tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ ((q >> 1) << 31)

@@ -24,7 +24,6 @@ from .spectral_filter import (
     to_tiles,
 )
 
-_ROOT_HALF = tl.constexpr(0.7071067811865476)
 WARPS = {(False, "fast"): 4, (False, "exact"): 8, (True, "fast"): 8, (True, "exact"): 8}
 
 
@@ -36,6 +35,7 @@ def _packed_tiles(seed, number, channel, height, width, HALF_H: tl.constexpr, HA
     pairs of packed numbers of the frequencies (i, j) and (-i, j), Nyquist for -0: orthonormal
     combinations of real and imaginary parts.
     """
+    ROOT_HALF: tl.constexpr = 0.7071067811865476
     i, j = tl.arange(0, HALF_H)[:, None], tl.arange(0, HALF_W)[None, :]
     packed = (width + 1) // 2 * 2
     other = tl.where(i == 0, height // 2, height - i)
@@ -44,11 +44,11 @@ def _packed_tiles(seed, number, channel, height, width, HALF_H: tl.constexpr, HA
     q_re, q_im = normal_pairs(seed, (start + other) * packed + 2 * j, number)
     edge_row, edge_column = i == 0, j == 0
     edge = edge_row | edge_column
-    n_cc = tl.where(edge, p_re, (p_re + q_re) * _ROOT_HALF)
-    n_cs = tl.where(edge, tl.where(edge_column, p_im, -p_im), -(p_im + q_im) * _ROOT_HALF)
-    n_sc = tl.where(edge, tl.where(edge_row, q_re, -q_re), (q_im - p_im) * _ROOT_HALF)
+    n_cc = tl.where(edge, p_re, (p_re + q_re) * ROOT_HALF)
+    n_cs = tl.where(edge, tl.where(edge_column, p_im, -p_im), -(p_im + q_im) * ROOT_HALF)
+    n_sc = tl.where(edge, tl.where(edge_row, q_re, -q_re), (q_im - p_im) * ROOT_HALF)
     both = edge_row & edge_column
-    n_ss = tl.where(edge, tl.where(both, q_im, -q_im), (q_re - p_re) * _ROOT_HALF)
+    n_ss = tl.where(edge, tl.where(both, q_im, -q_im), (q_re - p_re) * ROOT_HALF)
     return n_cc, n_cs, n_sc, n_ss
 
 

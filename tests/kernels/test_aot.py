@@ -75,6 +75,17 @@ for name, found in codes.items():
     print(name, len(found))
 """
 
+KEYS = """
+import importlib
+from triton import JITFunction
+
+for name in {names}:
+    module = importlib.import_module("fastdiff.kernels." + name)
+    for function, value in vars(module).items():
+        if function.endswith("_kernel") and isinstance(value, JITFunction):
+            print(function, value.cache_key)
+"""
+
 
 def printed(script, text):
     """What a process without Triton's interpreter prints."""
@@ -107,6 +118,15 @@ def test_a_spilling_triton_kernel_fails(triton_faults):
 def test_narrow_accesses_fail_where_wide_ones_are_declared(triton_faults):
     """An odd stride leaves 128-bit accesses to the first row alone."""
     assert triton_faults["narrow"] == ["2 of 4 128-bit accesses"]
+
+
+def test_a_kernel_is_found_in_the_cache_whichever_was_launched_before(tmp_path):
+    names = ["multistep_step", "half_spectrum", "spectral_filter", "spectral_update"]
+    found = [
+        sorted(printed(tmp_path / "keys.py", KEYS.format(names=order)))
+        for order in (names, names[::-1])
+    ]
+    assert len(found[0]) == 5 and found[0] == found[1]
 
 
 def test_other_batches_channels_and_heights_compile_no_whole_image_again(tmp_path):
