@@ -2,8 +2,8 @@
 
 No GPU is needed (bench/compile_only.py). The tests marked `gpu` and the benchmarks' gates and cases
 are walked in a process a core; Triton's cache under --cache then holds their kernels and the C
-modules that launch them. --to packs what a visit reads of it. A second run compiles nothing: its
-last line says so, and --check makes it an error where it does.
+modules that launch them. --to packs what a visit reads of it. --check proves that what was packed
+serves: unpacked elsewhere, nothing may be compiled.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .compile_only import STUBS
 from .ptx import PLUGIN, TESTS
-from .visit.command import CACHE, ROOT, triton_environment
+from .visit.command import CACHE, ROOT, triton_environment, unpack
 from .visit.plan import ENTRIES
 
 MOST = 1 << 24  # elements of a case that is walked: larger ones have the variants of smaller ones
 KEPT = (".cubin", ".json", ".so")  # what a launch reads of the cache
-COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves how many kernels it compiled
+COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves which kernels it compiled or found
 # The files of tests that capture, and in how many parts each is walked.
 ON_STAND_IN = {"tests/test_graph_gpu.py": 8, "tests/integrations/test_pipelines_gpu.py": 1}
 
@@ -37,7 +38,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--procs", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="%(default)s")
     parser.add_argument("--to", type=Path, metavar="FILE", help="pack the cache: .tar.xz")
-    parser.add_argument("--check", action="store_true", help="exit 1 where anything was compiled")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="exit 1 where that packed cache does not serve"
+    )
     return parser
 
 
@@ -46,11 +49,19 @@ def main(given: list[str]) -> int:
     options = parser.parse_args(given)
     if options.procs < 1:
         parser.error(f"--procs must be 1 or more, got {options.procs}")
+    if options.check and not options.check.is_file():
+        parser.error(f"--check must be a file that --to has packed, got {options.check}")
+    if options.check and options.to:
+        parser.error("--check packs nothing: it goes without --to")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        cache = options.cache.resolve()
+        if options.check:
+            cache = Path(folder) / "cache"
+            unpack(options.check, cache)
         env = {
             **os.environ,
-            **triton_environment(options.cache.resolve()),
+            **triton_environment(cache),
             "PYTHONPATH": str(ROOT),
             COUNTS: folder,
             STUBS: "1",
@@ -65,9 +76,10 @@ def main(given: list[str]) -> int:
             print(f"{' '.join(job[3:])} ended with {code}:\n{said[-2000:]}")
     compiled, cached = (sum(count[key] for count in counts) for key in ("compiled", "cached"))
     if options.to:
-        print(f"packed {pack(options.cache, options.to)} files: {options.to}")
+        used = {name for count in counts for name in count["folders"]}
+        print(f"packed {pack(cache, options.to, used)} files: {options.to}")
     print(f"{compiled} kernels compiled, {cached} found, in {time.monotonic() - begun:.0f} s")
-    return int((options.check and compiled > 0) or any(code > 1 for code, _ in done))
+    return int((options.check is not None and compiled > 0) or any(code > 1 for code, _ in done))
 
 
 def jobs() -> list[list[str]]:
@@ -84,10 +96,14 @@ def _ran(job: list[str], env: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def pack(cache: Path, to: Path) -> int:
-    """What a launch reads of a cache; how many files those are."""
+def pack(cache: Path, to: Path, used: Container[str]) -> int:
+    """What a launch reads of a cache, of kernels in `used` folders alone; how many files those are.
+
+    The others are of sources that have changed since.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
-    files = [path for path in sorted(cache.rglob("*")) if path.suffix in KEPT]
+    files = [path for path in sorted(cache.rglob("*")) if path.suffix in KEPT
+             and (path.suffix == ".so" or path.parent.name in used)]  # fmt: skip
     with tarfile.open(to, "w:xz") as archive:
         for path in files:
             archive.add(path, path.relative_to(cache))
@@ -98,15 +114,16 @@ def pack(cache: Path, to: Path) -> int:
 
 
 def count() -> None:
-    """Leave how many kernels this process compiles, and finds."""
+    """Leave how many kernels this process compiles, and finds, and in which folders they are."""
     import atexit
 
     import triton
 
-    found = {"compiled": 0, "cached": 0}
+    found: dict[str, Any] = {"compiled": 0, "cached": 0, "folders": []}
 
-    def listen(*, cache_hit: bool, **_: Any) -> None:
+    def listen(*, cache_hit: bool, metadata_group: dict[str, str], **_: Any) -> None:
         found["cached" if cache_hit else "compiled"] += 1
+        found["folders"].append(Path(next(iter(metadata_group.values()))).parent.name)
 
     def leave() -> None:
         path = Path(os.environ[COUNTS]) / f"{os.getpid()}.json"

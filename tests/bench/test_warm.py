@@ -34,12 +34,16 @@ def walked(cache, counts):
 def test_a_cache_that_was_moved_serves_without_compiling(tmp_path):
     """Neither a kernel nor a C module is made again, and the first place is gone."""
     first, second = tmp_path / "first", tmp_path / "other" / "second"
-    assert walked(first, tmp_path / "a")["compiled"] > 0
-    assert warm.pack(first, tmp_path / "cache.tar.xz") > 0
+    made = walked(first, tmp_path / "a")
+    assert made["compiled"] > 0
+    (first / "older").mkdir()
+    (first / "older" / "kernel.cubin").touch()
+    assert warm.pack(first, tmp_path / "cache.tar.xz", made["folders"]) > 0
     second.parent.mkdir()
     unpack(tmp_path / "cache.tar.xz", second)
     shutil.rmtree(first)
     files = sorted(second.rglob("*"))
+    assert files and not (second / "older").exists()
     found = walked(second, tmp_path / "b")
     assert found["compiled"] == 0 and found["cached"] > 0
     assert sorted(second.rglob("*")) == files
@@ -52,7 +56,15 @@ def test_half_a_cache_does_not_pass_for_a_whole_one(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_warm_refuses_no_process(capsys):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--procs", "0"], "--procs must be 1 or more, got 0"),
+        (["--check", "nowhere.xz"], "--check must be a file that --to has packed, got nowhere.xz"),
+        (["--check", __file__, "--to", "any.xz"], "--check packs nothing: it goes without --to"),
+    ],
+)
+def test_warm_refuses(given, said, capsys):
     with pytest.raises(SystemExit):
-        warm.main(["--procs", "0"])
-    assert "--procs must be 1 or more, got 0" in capsys.readouterr().err
+        warm.main(given)
+    assert said in capsys.readouterr().err
