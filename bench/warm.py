@@ -67,6 +67,7 @@ def main(given: list[str]) -> int:
             STUBS: "1",
             "TRITON_INTERPRET": "0",
             "OMP_NUM_THREADS": "1",  # a process a core: threads beside them only wait
+            "CUDA_VISIBLE_DEVICES": "",  # a GPU that is there would be used, and the PTX not be run
         }
         with ThreadPoolExecutor(options.procs) as pool:
             done = list(pool.map(lambda job: _ran(job, env), jobs()))

@@ -57,6 +57,23 @@ def test_half_a_cache_does_not_pass_for_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("walked_on_a_stand_in", "code", "expected"), [(True, 1, 0), (True, 2, 1), (False, 1, 1)]
+)
+def test_a_walk_that_breaks_off_is_an_error(
+    walked_on_a_stand_in, code, expected, tmp_path, monkeypatch, capsys
+):
+    """On the stand-in alone tests may fail; a GPU is seen nowhere, so all machines do alike."""
+
+    def ran(job, env):
+        assert env["CUDA_VISIBLE_DEVICES"] == ""
+        return (code if ("--walk" in job) == walked_on_a_stand_in else 0), "the last words"
+
+    monkeypatch.setattr(warm, "_ran", ran)
+    assert warm.main(["--cache", str(tmp_path)]) == expected
+    assert ("the last words" in capsys.readouterr().out) == bool(expected)
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--procs", "0"], "--procs must be 1 or more, got 0"),
