@@ -36,7 +36,7 @@ ON_STAND_IN = {"tests/test_graph_gpu.py": 8, "tests/integrations/test_pipelines_
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench warm", description=__doc__)
     parser.add_argument("--procs", type=int, default=os.cpu_count(), metavar="N")
-    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="%(default)s")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=f"default: {CACHE}")
     parser.add_argument("--to", type=Path, metavar="FILE", help="pack the cache: .tar.xz")
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="exit 1 where that packed cache does not serve"
@@ -51,11 +51,11 @@ def main(given: list[str]) -> int:
         parser.error(f"--procs must be 1 or more, got {options.procs}")
     if options.check and not options.check.is_file():
         parser.error(f"--check must be a file that --to has packed, got {options.check}")
-    if options.check and options.to:
-        parser.error("--check packs nothing: it goes without --to")
+    if options.check and (options.cache or options.to):
+        parser.error("--check unpacks a cache of its own: it goes without --cache and --to")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        cache = options.cache.resolve()
+        cache = (options.cache or CACHE).resolve()
         if options.check:
             cache = Path(folder) / "cache"
             unpack(options.check, cache)
@@ -101,9 +101,9 @@ def _ran(job: list[str], env: dict[str, str]) -> tuple[int, str]:
 
 
 def pack(cache: Path, to: Path, used: Container[str]) -> int:
-    """What a launch reads of a cache, of kernels in `used` folders alone; how many files those are.
+    """Pack the files of KEPT, of kernels in `used` folders alone; how many files those are.
 
-    The others are of sources that have changed since.
+    The other kernels are of sources that have changed since.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     files = [path for path in sorted(cache.rglob("*")) if path.suffix in KEPT

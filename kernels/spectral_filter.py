@@ -27,7 +27,7 @@ LARGEST = 64  # sides of an image that one program holds
 LARGEST_SINCE = (9, 0)  # before, the registers of a program hold half of it
 # No access is better for knowing whether these are 1 or multiples of 16: variants, seconds each,
 # would only be waited for.
-PLAIN = ["batch", "channels", "height", "row_stride", "stage_number"]
+UNSPECIALISED = ["batch", "channels", "height", "row_stride", "stage_number"]
 PRECISIONS = {"exact": "bf16x3", "fast": "tf32"}
 
 
@@ -106,7 +106,7 @@ def from_tiles(
     return _dot(row_sin, by_sin, PRECISION, image)
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _spectral_filter_kernel(
     x,
     y,

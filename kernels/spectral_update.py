@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .half_spectrum import adaptive_row, normal_pairs, strides_of
 from .spectral_filter import (
-    PLAIN,
     PRECISIONS,
+    UNSPECIALISED,
     from_tiles,
     responded,
     serves,
@@ -67,7 +67,7 @@ def _coloured_noise(
     return responded(n_cc, n_cs, n_sc, n_ss, table, HALF_H, HALF_W)
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _whole_kernel(
     x,
     score,

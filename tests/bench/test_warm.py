@@ -78,7 +78,8 @@ def test_a_walk_that_breaks_off_is_an_error(
     [
         (["--procs", "0"], "--procs must be 1 or more, got 0"),
         (["--check", "nowhere.xz"], "--check must be a file that --to has packed, got nowhere.xz"),
-        (["--check", __file__, "--to", "any.xz"], "--check packs nothing: it goes without --to"),
+        (["--check", __file__, "--to", "any.xz"], "it goes without --cache and --to"),
+        (["--check", __file__, "--cache", "any"], "it goes without --cache and --to"),
     ],
 )
 def test_warm_refuses(given, said, capsys):

@@ -130,6 +130,7 @@ def test_a_kernel_is_found_in_the_cache_whichever_was_launched_before(tmp_path):
 
 
 def test_other_batches_channels_and_heights_compile_no_whole_image_again(tmp_path):
+    """Heights up to the same padded one, and for updates channels up to the same power of two."""
     found = printed(tmp_path / "shapes.py", SHAPES)
     assert found == ["filter 1", "update 1"]
 
