@@ -1,9 +1,9 @@
 """PDS's claims where the truth is known: `python -m bench.claims_pds`, then `--page`.
 
 Gaussian fields whose power falls as frequency^-2, as natural images' does, with their exact scores.
-All modes of one frequency behave alike, and the sampler's variances follow a recursion that the
-tests hold the real sampler to (tests/test_preconditioned_sampling.py); so sizes up to 1024 px cost
-seconds, and are exact. The acceptance of Langevin chains (MALA) is measured by running them.
+All modes of one frequency behave alike, and the sampler's variances follow a recursion that
+tests/execution/test_preconditioned_sampling.py holds the real sampler to; so sizes up to 1024 px
+cost seconds, and are exact. The acceptance of Langevin chains (MALA) is measured by running them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastdiff.machine import cpu_model
+from fastdiff.app.machine import cpu_model
 from fastdiff.ops import SpectralGains, spectral_predictor
-from fastdiff.preconditioned import power_law_masks
+from fastdiff.preconditioning import power_law_masks
 
 from .record import RESULTS, ROOT
 
@@ -359,7 +359,7 @@ this page by `python -m bench.claims_pds --page`, from `bench/results/claims-pds
 - **Sampler.** Preconditioned prior, one Langevin correction and one reverse-diffusion step for
   each of T noise levels, sigma_min 0.01, the published sigma_max and snr of two data sets at
   every size. The variances come from the sampler's recursion, to which
-  `tests/test_preconditioned_sampling.py` holds the sampler itself.
+  `tests/execution/test_preconditioned_sampling.py` holds the sampler itself.
 - **Error.** RMS over {bands} bands of log frequency of log(variance / true variance).
 - **alpha.** "plain": no preconditioner. 5: the published default. "auto": the alpha at which the
   predictor's shrinking cancels its inflation at the median frequency, for that T

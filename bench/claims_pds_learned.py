@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastdiff import Preconditioner, Sampler, estimate_masks
-from fastdiff.demo import draw_rows
-from fastdiff.machine import cpu_model
+from fastdiff.app.demo import draw_rows
+from fastdiff.app.machine import cpu_model
 from fastdiff.models.photographs import load_photographs
-from fastdiff.training.photographs import crops, photographs
+from fastdiff.training.recipes.photographs import crops, photographs
 
 from .claims_pds import ALPHAS, band_edges
 from .record import RESULTS, ROOT

@@ -25,18 +25,18 @@ import torch
 from torch import Tensor
 
 from fastdiff import NoiseSchedule, Sampler, Tableau, build_tableau
-from fastdiff.machine import cpu_model
-from fastdiff.models import load_digits, load_digits_features, load_digits_reference
-from fastdiff.ops import seeded_noise
-from fastdiff.training.digits import CLEAN, digits_schedule, digits_split
-from fastdiff.training.evaluate import sample_digits
-from fastdiff.training.quality import (
+from fastdiff.app.digits_quality import sample_digits
+from fastdiff.app.distances import (
     Moments,
     frechet_distance,
     frechet_estimate,
     moments,
     paired_error,
 )
+from fastdiff.app.machine import cpu_model
+from fastdiff.models import load_digits, load_digits_features, load_digits_reference
+from fastdiff.ops import seeded_noise
+from fastdiff.training.recipes.digits import CLEAN, digits_schedule, digits_split
 
 from .record import RESULTS, ROOT
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastdiff import _ext
-from fastdiff.machine import cpu_model
+from fastdiff.app.machine import cpu_model
 
 from .merging import together, write_whole
 

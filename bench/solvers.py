@@ -11,11 +11,11 @@ import json
 import torch
 from tqdm import tqdm
 
+from fastdiff.app.distances import paired_error
 from fastdiff.models import load_digits, load_digits_reference
 from fastdiff.sampler import Sampler
 from fastdiff.solvers import build_tableau, solver_names
-from fastdiff.training.digits import digits_schedule
-from fastdiff.training.quality import paired_error
+from fastdiff.training.recipes.digits import digits_schedule
 
 from .record import RESULTS, machine
 

@@ -12,12 +12,12 @@ if (_checkout / "csrc" / "multistep_step.h").is_file():
     __path__.append(str(_checkout))
 del _checkout
 
-from fastdiff import ops  # noqa: E402
+from fastdiff import integrations, ops  # noqa: E402
 from fastdiff.acceleration import accelerate, restore  # noqa: E402
-from fastdiff.capturable import check_capturable  # noqa: E402
+from fastdiff.capture import check_capturable  # noqa: E402
 from fastdiff.denoisers import NetworkDenoiser, wrap  # noqa: E402
 from fastdiff.ops import seeded_noise  # noqa: E402
-from fastdiff.preconditioned import (  # noqa: E402
+from fastdiff.preconditioning import (  # noqa: E402
     MaskStatistics,
     Preconditioner,
     estimate_masks,
@@ -27,8 +27,7 @@ from fastdiff.prediction import PREDICTIONS, Prediction  # noqa: E402
 from fastdiff.sampler import Progress, Sampler  # noqa: E402
 from fastdiff.schedule import NoiseSchedule  # noqa: E402
 from fastdiff.solvers import build_tableau, register_solver, solver_names  # noqa: E402
-from fastdiff.tableau import Stage, Tableau, Write  # noqa: E402
-from fastdiff.trace import Form, Trace  # noqa: E402
+from fastdiff.tableau import Form, Stage, Tableau, Trace, Write  # noqa: E402
 
 __all__ = [
     "PREDICTIONS",
@@ -48,6 +47,7 @@ __all__ = [
     "build_tableau",
     "check_capturable",
     "estimate_masks",
+    "integrations",
     "ops",
     "power_law_masks",
     "register_solver",

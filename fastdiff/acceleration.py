@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from fastdiff.denoisers import NetworkDenoiser, wrap
-from fastdiff.denoisers.diffusers import load_diffusers, scheduler_options
+from fastdiff.frameworks import first_answer, frameworks
 from fastdiff.sampler import Sampler
 
 
@@ -33,32 +32,26 @@ def accelerate(
     Raises:
         TypeError, ValueError: something that cannot be accelerated; the message names it.
     """
-    if _is_pipeline(what):
-        given = ["scheduler"] * (scheduler is not None) + [
-            k for k in options if k not in ("capture", "preconditioner")
-        ]
-        if given:
-            raise TypeError(
-                "a pipeline takes solver=, capture= and preconditioner= (steps and the rest are "
-                f"the arguments of its own call); got {', '.join(given)}"
-            )
-        from fastdiff.integrations.diffusers_pipelines import accelerate_pipeline
-
-        return accelerate_pipeline(what, solver=solver, **options)
+    for framework in frameworks():
+        if framework.has_pipeline(what):
+            if scheduler is not None:
+                options["scheduler"] = scheduler
+            return framework.accelerate(what, solver, **options)
     denoiser: NetworkDenoiser
     if isinstance(what, str | Path):
         if scheduler is not None:
             raise TypeError("scheduler must be left out for a folder, which has its own")
-        denoiser, scheduler = load_diffusers(what)
-        options = scheduler_options(scheduler, options) | options
+        loaded = first_answer(lambda framework: framework.load(what))
+        assert loaded is not None  # it raises for what is no folder of its own
+        denoiser, scheduler = loaded
     elif isinstance(what, NetworkDenoiser):
         if scheduler is not None:
             raise TypeError("scheduler must be left out for a wrapped network: give it to wrap()")
         denoiser = what
     else:
         denoiser = wrap(what, prediction=options.pop("prediction", None), schedule=scheduler)
-        if scheduler is not None:
-            options = scheduler_options(scheduler, options) | options
+    of_scheduler = first_answer(lambda framework: framework.tableau_options(scheduler, options))
+    options = (of_scheduler or {}) | options
     if "tableau" not in options and (
         options.get("spacing") is None or isinstance(options["spacing"], str)
     ):
@@ -71,14 +64,9 @@ def restore(pipe: Any) -> Any:
 
     Raises ValueError for anything that was not accelerated.
     """
-    if not _is_pipeline(pipe):
-        raise ValueError(f"pipe must be a pipeline that accelerate() was given; got "
-                         f"{type(pipe).__name__}")  # fmt: skip
-    from fastdiff.integrations.diffusers_pipelines import restore
-
-    return restore(pipe)
-
-
-def _is_pipeline(what: Any) -> bool:
-    diffusers = sys.modules.get("diffusers")  # who has a pipeline has imported it
-    return diffusers is not None and isinstance(what, diffusers.DiffusionPipeline)
+    for framework in frameworks():
+        if framework.has_pipeline(pipe):
+            return framework.restore(pipe)
+    raise ValueError(
+        f"pipe must be a pipeline that accelerate() was given; got {type(pipe).__name__}"
+    )

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastdiff import _ext
-from fastdiff.denoisers import NetworkDenoiser
-from fastdiff.graph import (
+from fastdiff.capture import (
     MEASURED_STAGES,
     Loop,
     NotCapturable,
@@ -25,10 +24,11 @@ from fastdiff.graph import (
     leaf_key,
     network_state,
 )
+from fastdiff.denoisers import NetworkDenoiser
+from fastdiff.execution.run import Given, Run, StageTable, Table
 from fastdiff.ops import SpectralGains, seeded_noise
-from fastdiff.preconditioned import Preconditioner
+from fastdiff.preconditioning import Preconditioner
 from fastdiff.prediction import Prediction
-from fastdiff.run import Given, Run, StageTable, Table
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
 from fastdiff.tableau import Tableau

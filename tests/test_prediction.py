@@ -8,7 +8,7 @@ import torch
 
 from fastdiff import PREDICTIONS, NoiseSchedule, Prediction, Sampler, build_tableau, solver_names
 from fastdiff.prediction import prediction
-from tests.oracles import ODE_SOLVERS, Gaussian, as_denoiser, express, run_rows, textbook
+from tests.helpers.oracles import ODE_SOLVERS, Gaussian, as_denoiser, express, run_rows, textbook
 
 GAUSSIAN = Gaussian()
 SCHEDULE = NoiseSchedule.linear_beta()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff import NoiseSchedule, Sampler, build_tableau, seeded_noise, solver_names
-from tests.oracles import ODE_SOLVERS, Gaussian
+from tests.helpers.oracles import ODE_SOLVERS, Gaussian
 
 LINEAR = NoiseSchedule.linear_beta()
 GAUSSIAN = Gaussian()

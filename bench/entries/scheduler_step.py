@@ -45,7 +45,7 @@ def run(module: str, name: str, device: torch.device) -> Callable[[Sequence[Tens
     return make
 
 
-OURS, STOCK = "fastdiff.integrations.diffusers_schedulers", "diffusers"
+OURS, STOCK = "fastdiff.integrations.diffusers.schedulers", "diffusers"
 
 
 def inputs(number: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:

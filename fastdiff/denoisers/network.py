@@ -1,4 +1,4 @@
-"""A network of no particular family, and what all families share."""
+"""Networks behind the one call that the sampler makes; families add what they know of theirs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastdiff.frameworks import first_answer
 from fastdiff.prediction import Prediction
 from fastdiff.prediction import prediction as prediction_of
 from fastdiff.schedule import NoiseSchedule
@@ -29,8 +30,15 @@ class NetworkDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         if schedule is not None and not isinstance(schedule, NoiseSchedule):
-            prediction = _agreed(prediction, scheduler_prediction(schedule))
-            schedule = NoiseSchedule.from_diffusers(schedule)
+            scheduler = schedule
+            known = first_answer(lambda framework: framework.prediction(scheduler))
+            if known is None:
+                raise TypeError(
+                    "schedule must be a fastdiff.NoiseSchedule or a diffusers scheduler; "
+                    f"got {type(schedule).__name__}"
+                )
+            prediction = _agreed(prediction, known)
+            schedule = NoiseSchedule.from_diffusers(scheduler)
         if self.fixed and self.predicts is not None:
             prediction = _agreed(prediction, self.predicts)
         chosen = self.predicts if prediction is None else prediction
@@ -45,11 +53,6 @@ class NetworkDenoiser(nn.Module):
             self.own_schedule(network) if schedule is None else schedule
         )
 
-    @staticmethod
-    def recognises(network: Any) -> bool:
-        """Whether a network is of this family."""
-        return False
-
     def own_schedule(self, network: Any) -> NoiseSchedule | None:
         """The schedule that the network itself tells, if any."""
         return None
@@ -61,6 +64,39 @@ class NetworkDenoiser(nn.Module):
     def __repr__(self) -> str:
         name = type(uncompiled(self.network)).__name__
         return f"{type(self).__name__}({name}, predicts {self.prediction.name})"
+
+
+def wrap(
+    network: Callable[..., Any],
+    *,
+    prediction: str | Prediction | None = None,
+    schedule: NoiseSchedule | Any | None = None,
+) -> NetworkDenoiser:
+    """Make a denoiser of a network: what it predicts and how it is called come with it.
+
+    Known families: diffusers' UNet2DModel and UNet2DConditionModel, its SD3Transformer2DModel (flow
+    matching), EDM's preconditioned networks, k-diffusion's denoisers. Anything else is called as
+    `network(x [B, C, H, W], t [B], **conditioning)` and may return a tensor, a tuple whose first
+    entry is one, or something with a `sample` in it.
+
+    Args:
+        network: the network; it is neither changed nor moved, nor put into eval mode.
+        prediction: one of `fastdiff.PREDICTIONS` or a `Prediction`. None: the family's own
+            (diffusers' UNets: epsilon); a network of no known family has to be given one.
+        schedule: a `NoiseSchedule`, or a diffusers scheduler, whose prediction type is taken too.
+            None: EDM networks and k-diffusion denoisers that hold their sigmas bring one, for all
+            others `Sampler` is given it.
+
+    Raises:
+        TypeError: not callable, or something that is no schedule.
+        ValueError: a prediction that is unknown, missing, or not the family's or the scheduler's.
+    """
+    if isinstance(network, NetworkDenoiser):
+        raise TypeError("network is wrapped already; give what it wraps, its .network")
+    if not callable(network):
+        raise TypeError(f"network must be callable; got {type(network).__name__}")
+    family = first_answer(lambda framework: framework.denoiser(network)) or NetworkDenoiser
+    return family(network, prediction, schedule)
 
 
 def unpacked(output: Any) -> Tensor:
@@ -92,31 +128,6 @@ def named(network: Any, package: str, *names: str) -> bool:
     """Whether a network's class, or one it derives from, is that package's of one of the names."""
     classes = type(uncompiled(network)).__mro__
     return any(c.__module__.split(".")[0] == package and c.__name__ in names for c in classes)
-
-
-def scheduler_prediction(scheduler: Any) -> str:
-    """What the network beside a diffusers scheduler (or its config) predicts, in our names.
-
-    Raises ValueError for EDM's schedulers, which do the network's preconditioning themselves.
-    """
-    config = getattr(scheduler, "config", scheduler)
-    if not isinstance(config, Mapping):
-        raise TypeError(
-            "schedule must be a fastdiff.NoiseSchedule or a diffusers scheduler; "
-            f"got {type(scheduler).__name__}"
-        )
-    name = str(config.get("_class_name") or type(scheduler).__name__)
-    if "EDM" in name:
-        raise ValueError(
-            f"schedule must be of a network that is called with the state as it is; {name} "
-            "preconditions its network: wrap a function that does so, with NoiseSchedule.edm"
-        )
-    if "ScoreSdeVe" in name:
-        return "score"
-    if "FlowMatch" in name:
-        return "flow"
-    kind = str(config.get("prediction_type", "epsilon"))
-    return {"flow_prediction": "flow"}.get(kind, kind)
 
 
 def _agreed(given: str | Prediction | None, known: str) -> str | Prediction:

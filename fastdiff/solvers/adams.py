@@ -10,7 +10,7 @@ import numpy as np
 from fastdiff.solvers.lagrange import lagrange_means
 from fastdiff.solvers.pndm import combine
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 # Newest first; given the times behind and the interval (t, u), a weight for each.
 Weights = Callable[[Trace, list[float], float, float], list[float]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastdiff.solvers.pndm import blend
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 Derivative = Callable[[Trace, Form, Form, float], Form]
 

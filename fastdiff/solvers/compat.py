@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastdiff.solvers.adams import adams, ratio
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 
 @solver("ipndm_v_published")

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastdiff.schedule import namespace
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 
 @solver("ddim")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from fastdiff.solvers.registry import solver
 from fastdiff.solvers.runge_kutta import improved_euler
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 # Newest first (PNDM eq. 12 and its lower orders).
 ADAMS_BASHFORTH = (

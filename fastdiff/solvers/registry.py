@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from fastdiff.prediction import Prediction, prediction
 from fastdiff.schedule import NoiseSchedule
-from fastdiff.tableau import Tableau
-from fastdiff.trace import Form, trace
+from fastdiff.tableau import Form, Tableau, trace_solver
 
 SolverFunction = TypeVar("SolverFunction", bound=Callable[..., Form])
 
@@ -137,7 +136,7 @@ def build_tableau(
                 f"prediction {kind.name!r} says nothing where the schedule has zero SNR (time "
                 f"{schedule.first:g}); use a network that predicts v or x0, or start below it"
             )
-    return trace(
+    return trace_solver(
         name,
         partial(chosen.function, **options),  # here, so that no option meets an argument of trace
         schedule.with_convention(convention),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 
 def improved_euler(trace: Trace, x: Form, t: float, u: float) -> tuple[Form, Form]:

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "none")
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastdiff.solvers.ddim import ddim
 from fastdiff.solvers.registry import solver
 from fastdiff.solvers.runge_kutta import heun_step
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 
 @solver("ddpm")

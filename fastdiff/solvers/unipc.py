@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fastdiff.solvers.registry import solver
-from fastdiff.trace import Form, Trace
+from fastdiff.tableau import Form, Trace
 
 
 @solver("unipc", predicts="sample")

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import fastdiff
-from fastdiff.denoisers import DiffusersUNet, EDMNetwork, FlowTransformer, KDiffusionDenoiser
 from fastdiff.denoisers.network import unpacked
+from fastdiff.integrations.diffusers.networks import DiffusersUNet, FlowTransformer
+from fastdiff.integrations.edm import EDMNetwork
+from fastdiff.integrations.k_diffusion.networks import KDiffusionDenoiser
 
 SMALL = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1,
          "norm_num_groups": 8}  # fmt: skip

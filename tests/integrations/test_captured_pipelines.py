@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.graph import Loop, cache_of
+from fastdiff.capture import Loop, cache_of
 from tests.integrations.test_diffusers_pipelines import (  # noqa: F401
     BETAS,
     SD,

@@ -21,8 +21,8 @@ import torch
 
 from fastdiff import NoiseSchedule, Sampler, build_tableau, register_solver
 from fastdiff.solvers import registry
-from fastdiff.trace import Form, Trace
-from tests.oracles import Gaussian
+from fastdiff.tableau import Form, Trace
+from tests.helpers.oracles import Gaussian
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)))
 LINEAR = NoiseSchedule.linear_beta()

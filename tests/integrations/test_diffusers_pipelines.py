@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.integrations.diffusers_pipelines import (
+from fastdiff.integrations.diffusers.pipelines import (
     TableauScheduler,
     accelerate_pipeline,
     restore,

@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.integrations import diffusers_schedulers as fused
-from fastdiff.integrations.linear_step import Form, NotLinear
+from fastdiff.integrations.diffusers.linear_step import Form, NotLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

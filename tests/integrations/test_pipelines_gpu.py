@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 import diffusers
 
 import fastdiff
-from fastdiff.graph import CudaRecording, Loop, cache_of
+from fastdiff.capture import CudaRecording, Loop, cache_of
 from tests.integrations.test_diffusers_pipelines import (  # noqa: F401
     BETAS,
     SD,

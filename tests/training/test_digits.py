@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import fastdiff.models.digits
+from fastdiff.app import digits_quality
+from fastdiff.app.distances import frechet_distance, paired_error
 from fastdiff.models import load_digits, load_digits_features, load_digits_reference
 from fastdiff.ops import seeded_noise
 from fastdiff.sampler import Sampler
-from fastdiff.training import digits, evaluate
-from fastdiff.training.quality import frechet_distance, paired_error
+from fastdiff.training.recipes import digits
 
 pytest.importorskip("sklearn")
 ASSETS = Path(fastdiff.models.digits.__file__).parents[1] / "assets"
@@ -106,13 +107,15 @@ def test_committed_paired_errors_can_be_made_again(quality: dict) -> None:
 
 def test_committed_quality_says_what_it_must(quality: dict) -> None:
     assert quality["samples"] >= 5000
-    wanted = {(name, calls) for name, numbers in evaluate.SOLVERS.items() for calls in numbers}
+    wanted = {
+        (name, calls) for name, numbers in digits_quality.SOLVERS.items() for calls in numbers
+    }
     assert {(row["solver"], row["calls"]) for row in quality["rows"]} == wanted
     for row in quality["rows"]:
         for name in {"paired", "frechet"} & row.keys():
             value, low, high = row[name]
             assert low <= value <= high
-        assert ("frechet" in row) == evaluate.wants_frechet(row["solver"], row["calls"])
+        assert ("frechet" in row) == digits_quality.wants_frechet(row["solver"], row["calls"])
     low, high = quality["memorisation"]["chance_nearer_than_held_out"][1:]
     assert low < high < 0.75  # copies of training images would give 1
     _, held = digits.digits_split()
@@ -124,26 +127,26 @@ def test_committed_quality_says_what_it_must(quality: dict) -> None:
 
 
 def test_steps_for_calls() -> None:
-    assert evaluate.steps_for("ddim", 10) == 10
-    assert evaluate.steps_for("s_pndm", 10) == 9
-    assert evaluate.steps_for("heun", 9) == 5
+    assert digits_quality.steps_for("ddim", 10) == 10
+    assert digits_quality.steps_for("s_pndm", 10) == 9
+    assert digits_quality.steps_for("heun", 9) == 5
     with pytest.raises(ValueError, match="heun"):
-        evaluate.steps_for("heun", 10)
+        digits_quality.steps_for("heun", 10)
 
 
 def test_evaluation_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "quality.json"
-    evaluate.evaluate_digits(out, samples=40, solvers={"ddim": (5,)}, progress=False)
+    digits_quality.evaluate_digits(out, samples=40, solvers={"ddim": (5,)}, progress=False)
     first = json.loads(out.read_text())["rows"]
     sampled = []
-    whole = evaluate.sample_digits
+    whole = digits_quality.sample_digits
     monkeypatch.setattr(
-        evaluate, "sample_digits", lambda s, n: sampled.append(s.tableau.nfe) or whole(s, n)
+        digits_quality, "sample_digits", lambda s, n: sampled.append(s.tableau.nfe) or whole(s, n)
     )
     wanted = {"ddim": (5, 9)}
-    report = evaluate.evaluate_digits(out, samples=40, solvers=wanted, progress=False)
+    report = digits_quality.evaluate_digits(out, samples=40, solvers=wanted, progress=False)
     assert sampled == [9]
     assert report["rows"][0] == first[0]
     assert [row["calls"] for row in json.loads(out.read_text())["rows"]] == [5, 9]

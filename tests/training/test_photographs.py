@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import fastdiff.models.photographs
 from fastdiff.models.photographs import DEVIATION, MEAN, NoiseConditional, load_photographs
 from fastdiff.models.unet import UNetConfig
-from fastdiff.training import photographs
+from fastdiff.training.recipes import photographs
 
 pytest.importorskip("sklearn")
 ASSETS = Path(fastdiff.models.photographs.__file__).parents[1] / "assets"
@@ -138,7 +138,7 @@ def test_training_stops_resumes_and_writes(tiny, tmp_path, monkeypatch):
     """Through the command; broken off in between it is the same run."""
     from safetensors.torch import load_file
 
-    from fastdiff.cli import app
+    from fastdiff.app.cli import app
 
     arguments = ["train", "ve", "--out", str(tmp_path / "whole"), "--steps", "4"]
     result = CliRunner().invoke(app, arguments)

@@ -1,0 +1,1 @@
+"""Runs a tableau over a denoiser: its numbers and buffers on a device, stage by stage."""
