@@ -4,39 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import Tensor
 
 from fastdiff import _ext
-from fastdiff.capture import (
-    MEASURED_STAGES,
-    Loop,
-    NotCapturable,
-    Stages,
-    cache_of,
-    captures,
-    leaf_key,
-    network_state,
-)
+from fastdiff.capture import Loop, cache_of
 from fastdiff.denoisers import NetworkDenoiser
-from fastdiff.execution.run import Given, Run, StageTable, Table
-from fastdiff.ops import SpectralGains, seeded_noise
+from fastdiff.execution.program import AfterStage, Denoiser, Program
+from fastdiff.execution.replay import Replay, ready
+from fastdiff.execution.run import Inputs
+from fastdiff.ops import seeded_noise
 from fastdiff.preconditioning import Preconditioner
 from fastdiff.prediction import Prediction
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
 from fastdiff.tableau import Tableau
-
-Denoiser = Callable[..., Tensor]
-AfterStage = Callable[[int, Tensor], None]
-
-WHOLE_LOOP_CALLS = 16  # beyond, a graph of the whole loop costs more to record than it saves
 
 
 @dataclass(frozen=True)
@@ -147,22 +132,38 @@ class Sampler:
                     "dynamic_threshold must come with a symmetric clip, the bound it scales to; "
                     f"got clip {tableau.clip}"
                 )
-        self.denoiser, self.tableau, self.dtype, self.progress = denoiser, tableau, dtype, progress
-        self.dynamic_threshold = dynamic_threshold
-        captures(capture, torch.device("cpu"))  # names a mode that is none
-        self.capture, self.capture_key = capture, capture_key
         if preconditioner is None:
             preconditioner = Preconditioner()
         if not isinstance(preconditioner, Preconditioner):
-            raise TypeError("preconditioner must be a fastdiff.Preconditioner; got "
-                            f"{type(preconditioner).__name__}")  # fmt: skip
+            raise TypeError(
+                "preconditioner must be a fastdiff.Preconditioner; got "
+                f"{type(preconditioner).__name__}"
+            )
         if not preconditioner.is_identity:
-            tableau.carried()  # names a solver that it cannot act on
-        self.preconditioner = preconditioner
-        self._preconditioners: dict[torch.device, Preconditioner] = {}
-        self._tables: dict[torch.device, Table] = {}
-        self._stage_tables: dict[torch.device, StageTable] = {}
-        self._routed: dict[str, int] = {}
+            tableau.require_moves()
+        self.progress = progress
+        self._replay = Replay(capture, capture_key)
+        self._program = Program(denoiser, tableau, dtype, dynamic_threshold, preconditioner)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """What is sampled."""
+        return self._program.denoiser
+
+    @property
+    def tableau(self) -> Tableau:
+        """The whole run, as a table."""
+        return self._program.tableau
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the state and all solver arithmetic."""
+        return self._program.dtype
+
+    @property
+    def preconditioner(self) -> Preconditioner:
+        """What the moves pass through; the identity where none was given."""
+        return self._program.preconditioner
 
     @torch.no_grad()
     def __call__(
@@ -213,15 +214,15 @@ class Sampler:
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         noise, seeds = self._initial_noise(noise, seeds, shape)
-        given = Given(noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale,
-                       uncond, conditioning)  # fmt: skip
-        result, after = None, self._after_stage(callback)
-        if self._captures(noise.device):
-            given = self._ready(given)
-            result = self._captured(given, after)
-        if result is None:
-            result = self._stepwise(given, self._table(noise.device), after).clone()
-        return result
+        inputs = Inputs(
+            noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale, uncond,
+            conditioning,
+        )  # fmt: skip
+        program, after, result = self._program, self._after_stage(callback), None
+        if self._replay.serves(program, noise.device):
+            inputs = ready(program, inputs)
+            result = self._replay.run(program, inputs, after)
+        return program.stepwise(inputs, None, after).clone() if result is None else result
 
     @torch.no_grad()
     def prepare(
@@ -240,21 +241,20 @@ class Sampler:
         it, so that the first call of such a shape replays. callback: for calls with a callback,
         which are recorded in another way. Returns the sampler itself.
         """
-        device = torch.device(device) if device is not None else self._network_device()
+        program = self._program
+        device = torch.device(device) if device is not None else program.network_device
         noise = torch.zeros(tuple(shape), dtype=self.dtype, device=device)
         device = noise.device  # with its number
         seeds = torch.zeros(noise.shape[0], dtype=torch.int64, device=device)
         image = noise if self.tableau.from_image else None
-        if conditioning or guidance_scale is not None or self._captures(device):
+        if conditioning or guidance_scale is not None or self._replay.serves(program, device):
             silent = (lambda progress: None) if callback else None
             self(noise, seeds=seeds, image=image, guidance_scale=guidance_scale, uncond=uncond,
                  callback=silent, **conditioning)  # fmt: skip
             return self
-        given = Given(noise, seeds, image, None, None, None, 0.0, None, {})
-        run = self._run(given, self._table(device))
+        run = program.run(Inputs(noise, seeds, image))
         for number, stage in enumerate(self.tableau.stages):
-            if stage.fill is None:
-                run.launch(number, None if stage.time is None else noise)
+            run.launch(number, None if stage.time is None else noise)
         return self
 
     def describe(self, shape: Sequence[int] | None = None) -> dict[str, Any]:
@@ -263,8 +263,9 @@ class Sampler:
         `shape` [B, ...] adds the bytes the solver moves. "routed" counts, since the sampler was
         made, what did not go through the fused launch and why.
         """
-        tableau = self.tableau
-        device = self._network_device()
+        tableau, program = self.tableau, self._program
+        device = program.network_device
+        captured = self._replay.serves(program, device)
         host = "C++" if _ext.HAS_EXT else "PyTorch"
         description = {
             "solver": tableau.solver,
@@ -279,15 +280,15 @@ class Sampler:
             "device": str(device),
             "backend": "Triton" if device.type == "cuda" else host,
             "preconditioner": repr(self.preconditioner),
-            "loop": "captured" if self._captures(device) else "eager",
-            "routed": dict(self._routed),
+            "loop": "captured" if captured else "eager",
+            "routed": dict(program.routed),
         }
-        if self._captures(device):
+        if captured:
             cache = cache_of(self.denoiser)
             with cache.lock:
                 description["captured"] = sum(isinstance(v, Loop) for v in cache.loops.values())
                 description["captured_bytes"] = cache.bytes
-        gains = self._gains(device)
+        gains = program.gains(device)
         if gains is not None:
             description["moves"] = gains.describe(torch.empty(0, dtype=self.dtype, device=device))
         if shape is not None:
@@ -303,37 +304,17 @@ class Sampler:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _stepwise(
-        self,
-        given: Given,
-        table: Table,
-        after: AfterStage | None = None,
-        most: int = 0,
-    ) -> Tensor:
-        """The loop in Python; returns the slot that holds the result.
-
-        most: stages after the first, to measure the time of these; 0: all.
-        """
-        run = self._run(given, table)
-        stages = self.tableau.stages
-        for number, stage in enumerate(stages[: most + 1] if most else stages):
-            output = None if stage.time is None else run.evaluate(number)
-            run.launch(number, output)
-            if number and after is not None:
-                after(number - 1, run.slots)
-        return run.views[self.tableau.result]
-
     def _after_stage(self, callback: Callable[[Progress], None] | None) -> AfterStage | None:
-        """What is done after stage 1 + number, given all slots; None: nothing."""
+        """What is done after each stage; None: nothing."""
         if callback is None and not self.progress:
             return None
         bar, stages, calls = self._bar(), self.tableau.stages, self.tableau.nfe
 
-        def after(number: int, slots: Tensor) -> None:
-            stage = stages[number + 1]
+        def after(number: int, slots: list[Tensor]) -> None:
+            stage = stages[number]
             if stage.time is None:
                 return
-            call = sum(s.time is not None for s in stages[: number + 2])
+            call = sum(s.time is not None for s in stages[: number + 1])
             if bar is not None:
                 bar.update(call - bar.n)
                 if call == calls:
@@ -344,149 +325,12 @@ class Sampler:
 
         return after
 
-    def _run(self, given: Given, table: Table) -> Run:
-        return Run(self.denoiser, given, table, self._network_dtype(given.noise),
-                   self.dynamic_threshold, self._count)  # fmt: skip
-
-    def _captures(self, device: torch.device) -> bool:
-        """Whether a call on this device may be a replay."""
-        known = self.capture == "always" or self._parameter is not None  # else: whose weights?
-        return known and captures(self.capture, device)
-
-    def _captured(self, given: Given, after: AfterStage | None) -> Tensor | None:
-        """The loop as a replay, recorded at the first call of its kind; None: not this time.
-
-        Recorded whole, or by the stage: for callbacks, and for loops of many calls.
-        """
-        device, cache, memory = given.noise.device, cache_of(self.denoiser), list[Tensor]()
-        leaves, spec = tree_flatten(given)
-        try:
-            staged = after is not None or self.tableau.nfe > WHOLE_LOOP_CALLS
-            stages = self._stages(given, after) if staged else None
-        except NotCapturable as reason:
-            if after is not None:
-                self._count(f"stepwise for the callback or progress bar: {reason}")
-                return None
-            stages, staged = None, False
-        table = self._table(device) if stages is None else self._stage_table(device)
-
-        def kind() -> Hashable:
-            return (table.structure, self.dtype, self.dynamic_threshold, spec,
-                    tuple(leaf_key(leaf) for leaf in leaves))  # fmt: skip
-
-        def state() -> Hashable:
-            extra = self.capture_key() if self.capture_key is not None else None
-            weights, found = network_state(self.denoiser, device, adapters=extra is not None)
-            memory.extend(weights)
-            return found, extra
-
-        def record() -> Loop:
-            if isinstance(table, StageTable):
-                return self._recorded_stage(leaves, spec, device, memory, cache.place(device))
-            return self._recorded(leaves, spec, device, memory, cache.place(device))
-
-        result, why = cache.call(
-            kind,
-            state,
-            record,
-            lambda: self._stepwise(given, self._table(device), most=staged and MEASURED_STAGES),
-            leaves,
-            table.numbers[:1] if isinstance(table, StageTable) else table.buffers,
-            stages,
-            measure=self.capture == "auto",
-            device=device,
-        )
-        if result is None:
-            self._count(f"stepwise, {why}")
-        return result
-
-    def _stages(self, given: Given, after: AfterStage | None) -> Stages:
-        """What a recorded stage is fed.
-
-        Raises NotCapturable where the stages differ in more than numbers.
-        """
-        apart = {"a mask": given.mask, "stage_noise": given.stage_noise,
-                 "dynamic_threshold": self.dynamic_threshold}  # fmt: skip
-        for name, value in apart.items():
-            if value is not None:
-                raise NotCapturable(f"{name} works on each stage in its own way")
-        table = self._stage_table(given.noise.device)
-        numbers = [[row] for row in table.numbers[1:]]
-        return Stages(numbers, self.tableau.result, after)
-
-    def _ready(self, given: Given) -> Given:
-        """The arguments of a run with all that the host has to do for them done."""
-        scale, seeds, noises = given.guidance_scale, given.seeds, given.stage_noise
-        if scale is not None:
-            scale = torch.as_tensor(scale, dtype=self.dtype, device=given.noise.device)
-        if noises is not None:
-            wanted = sum(stage.is_stochastic for stage in self.tableau.stages)
-            noises = [noise.to(given.noise.device) for noise in islice(noises, wanted)]
-        mask = None if given.mask is None else given.mask.to(given.noise.device)
-        uncond = given.uncond and _onto(given.uncond, given.conditioning)
-        if not self.tableau.stochastic:
-            seeds = noises = None
-        elif seeds is None and noises is None:
-            seeds = torch.randint(2**62, (len(given.noise),)).to(given.noise.device)
-        return given._replace(
-            guidance_scale=scale, seeds=seeds, stage_noise=noises, mask=mask, uncond=uncond
-        )
-
-    def _recorded(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
-    ) -> Loop:
-        """The loop, recorded over buffers and a table of its own."""
-        with torch.inference_mode(False):
-            table = Table(self.tableau, self.dtype, device, self._gains(device))
-        body = lambda static: self._stepwise(tree_unflatten(static, spec), table)
-        return Loop(body, leaves, table.buffers, memory, device, place)
-
-    def _recorded_stage(
-        self, leaves: list[Any], spec: Any, device: torch.device, memory: list[Tensor], place: Any
-    ) -> Loop:
-        """The loop's start and its first stages, recorded over buffers and a table of their own."""
-        with torch.inference_mode(False):
-            table = StageTable(self.tableau, self.dtype, device, self._gains(device))
-        run: Run
-
-        def start(static: list[Any]) -> Tensor:
-            nonlocal run
-            run = self._run(tree_unflatten(static, spec), table)
-            run.launch(0, None)
-            return run.slots
-
-        def stage(number: int) -> Tensor:
-            run.read_times()
-            run.launch(number, run.evaluate(number))
-            return run.slots
-
-        turns = [(partial(stage, i), table.numbers[i : i + 1]) for i in range(1, table.period + 1)]
-        loop = Loop(start, leaves, table.numbers[:1], memory, device, place, stages=turns)
-        loop.held += [*run.tensors(), table]
-        return loop
-
     def _bar(self) -> Any:
         if not self.progress:
             return None
         from tqdm import tqdm
 
         return tqdm(total=self.tableau.nfe, desc=self.tableau.solver, unit="call")
-
-    def _network_device(self) -> torch.device:
-        parameter = self._parameter
-        return parameter.device if parameter is not None else torch.get_default_device()
-
-    @property
-    def _parameter(self) -> Tensor | None:
-        if not isinstance(self.denoiser, nn.Module):
-            return None
-        return next((p for p in self.denoiser.parameters() if p.is_floating_point()), None)
-
-    def _network_dtype(self, noise: Tensor) -> torch.dtype:
-        parameter = self._parameter
-        if parameter is not None:
-            return parameter.dtype
-        return noise.dtype if noise.dtype in (torch.float16, torch.bfloat16) else self.dtype
 
     def _initial_noise(
         self,
@@ -495,7 +339,7 @@ class Sampler:
         shape: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor | None]:
         if seeds is not None:
-            device = noise.device if isinstance(noise, Tensor) else self._network_device()
+            device = noise.device if isinstance(noise, Tensor) else self._program.network_device
             given = [seeds] if isinstance(seeds, int) else seeds
             try:
                 seeds = torch.as_tensor(given, device=device)
@@ -520,36 +364,6 @@ class Sampler:
         if seeds is not None and len(seeds) != len(noise):
             raise ValueError(f"seeds must be {len(noise)}, one per image; got {len(seeds)}")
         return noise, seeds
-
-    def _table(self, device: torch.device) -> Table:
-        if device not in self._tables:
-            gains = self._gains(device)
-            self._tables[device] = Table(self.tableau, self.dtype, device, gains)
-        return self._tables[device]
-
-    def _stage_table(self, device: torch.device) -> StageTable:
-        if device not in self._stage_tables:
-            gains = self._gains(device)
-            self._stage_tables[device] = StageTable(self.tableau, self.dtype, device, gains)
-        return self._stage_tables[device]
-
-    def _gains(self, device: torch.device) -> SpectralGains | None:
-        """The preconditioner's, on a device; one object for each."""
-        if device not in self._preconditioners:
-            self._preconditioners[device] = self.preconditioner.to(device)
-        return self._preconditioners[device].gains
-
-    def _count(self, reason: str) -> None:
-        self._routed[reason] = self._routed.get(reason, 0) + 1
-
-
-def _onto(other: Any, value: Any) -> Any:
-    """What stands in for tensors, as tensors like them."""
-    if isinstance(value, Tensor):
-        return torch.as_tensor(other, dtype=value.dtype, device=value.device)
-    if isinstance(value, dict) and isinstance(other, dict):
-        return {k: _onto(v, value.get(k)) for k, v in other.items()}
-    return other
 
 
 def _agreed(said: str | Prediction | None, wrapped: NetworkDenoiser) -> Prediction:

@@ -310,33 +310,6 @@ def test_guidance_equals_its_formula(
     torch.testing.assert_close(fused, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_guidance_of_a_stage_can_be_weakened() -> None:
-    """stage.guidance w: the scale in force is 1 + w (scale - 1), so 0 is the conditional model."""
-    import dataclasses
-
-    tableau = build_tableau("ddim", LINEAR, spacing=[900, 500, -1])
-    weights = (1.0, 0.0, 0.5)
-    tableau = dataclasses.replace(
-        tableau,
-        stages=tuple(
-            dataclasses.replace(s, guidance=w) for s, w in zip(tableau.stages, weights, strict=True)
-        ),
-    )
-    given_ = {"shift": torch.zeros(2), "label": torch.ones(2)}
-    null = {"label": torch.zeros(2)}
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        cond, uncond = (conditional(x, t, **{**given_, **c}) for c in ({}, null))
-        return uncond + (1 + {900: 0.0, 500: 0.5}[int(t[0])] * (4 - 1)) * (cond - uncond)
-
-    x = noise(2, 3, dtype=torch.float64)
-    fused = Sampler(conditional, tableau=tableau, dtype=torch.float64)(
-        x, guidance_scale=4.0, uncond=null, **given_
-    )
-    plain = Sampler(guided, LINEAR, solver="ddim", spacing=[900, 500, -1], dtype=torch.float64)
-    torch.testing.assert_close(fused, plain(x), rtol=1e-12, atol=1e-12)
-
-
 # == Predictions at run time =======================================================================
 
 

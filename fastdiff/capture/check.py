@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fastdiff.capture.recordings import compiled_as_written
+from fastdiff.capture.recording import compiled_as_written
 
 DEVICE = torch.device("meta")
 GIVEN, WARM_UP, FIRST, SECOND = range(4)  # where a tensor was made: before, or in which run

@@ -3,59 +3,126 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.capture.recordings import NotCapturable
-
-
-def network_state(
-    network: Any, device: torch.device, *, adapters: bool = False
-) -> tuple[list[Tensor], Hashable]:
-    """What a recording fixes of a network: its weights, whose memory is to be kept, and a key.
-
-    The key has addresses and dtypes of parameters and buffers, classes, own forwards and attention
-    processors of the modules, train or eval mode, hooks, FreeU's numbers, autocast and the
-    precision of float32 products. adapters: whether adapter layers are allowed, whose own state it
-    lacks.
-    Raises NotCapturable for weights that are moved about (an offloading hook), and for adapters.
-    """
-    weights: list[Tensor] = []
-    key: list[Any] = [torch.is_autocast_enabled(device.type),
-                      torch.get_autocast_dtype(device.type),
-                      torch.get_float32_matmul_precision()]  # fmt: skip
-    waiting = [network] if isinstance(network, nn.Module) else []
-    while waiting:
-        module = waiting.pop()
-        own = vars(module)
-        if "_hf_hook" in own:
-            raise NotCapturable(f"{type(module).__name__} has an offloading hook")
-        if not adapters and type(module).__module__.startswith("peft."):
-            raise NotCapturable(f"{type(module).__name__} is an adapter's layer: fuse and unload "
-                                "it, or give capture_key=")  # fmt: skip
-        key += (type(module), module.training)
-        # By weak reference: an id may be another's later, and they may own the network.
-        if "forward" in own or "processor" in own:
-            key += [weakref.ref(own[name]) for name in ("forward", "processor") if name in own]
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            if hooks:
-                key += map(weakref.ref, hooks.values())
-        if own.get("s1") is not None:
-            key.append(tuple(own.get(name) for name in ("s1", "s2", "b1", "b2")))
-        for table in (module._parameters, module._buffers):
-            for tensor in table.values():
-                if tensor is not None:
-                    weights.append(tensor)
-                    key += (tensor.data_ptr(), tensor.dtype)
-        waiting += [child for child in module._modules.values() if child is not None]
-    return weights, tuple(key)
-
+from fastdiff.capture.recording import NotCapturable
+from fastdiff.frameworks import frameworks
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+MOST_STATES = 64  # of a network that are told apart; after as many all are new
+
+
+class NetworkWatch:
+    """Says whether a network is as it was when a loop over it was recorded.
+
+    Looked at are the modules and their classes, train or eval mode, the addresses and dtypes of
+    parameters and buffers, forward hooks, forwards of a module's own, and the attributes that a
+    framework names (`Framework.watched`). What is to be compared lies in flat lists, made by one
+    walk over the network and again when a module has another one below it or another attribute:
+    a look costs the host a tenth of a millisecond, not several.
+
+    It holds modules weakly: it lives in a cache that must not keep the network alive.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._root = weakref.ref(network) if isinstance(network, nn.Module) else None
+        self._adapters = False
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self._structure: Any = None  # of the modules when they were walked
+        self._watched: list[tuple[int, str]] = []  # module and name of the attributes looked at
+        self._last: list[Any] = []
+        self._tokens: dict[tuple[Any, ...], int] = {}  # of the states there have been
+        self._token, self._count = -1, 0
+
+    def look(self, adapters: bool = False) -> Hashable:
+        """A key that is equal where nothing that a recording depends on has changed.
+
+        adapters: whether the caller answers for adapter layers, whose state is not looked at.
+        Raises NotCapturable for a network that no replay can hold.
+        """
+        modules: list[Any] = [ref() for ref in self._modules]
+        if None in modules or adapters != self._adapters or self._structure != _structure(modules):
+            modules = self._walk(adapters)
+        state = self._state(modules)
+        if state != self._last:
+            if len(self._tokens) >= MOST_STATES:
+                self._tokens.clear()
+            self._token = self._tokens.setdefault(tuple(state), self._count)
+            self._last, self._count = state, self._count + 1
+        return self._token
+
+    def weights(self) -> list[Tensor]:
+        """Parameters and buffers: a recording knows their addresses, so it must keep them."""
+        return _tensors(list(self._walked()))
+
+    def _walked(self) -> Iterator[nn.Module]:
+        root = None if self._root is None else self._root()
+        waiting = [] if root is None else [root]
+        while waiting:
+            module = waiting.pop()
+            yield module
+            waiting += [child for child in module._modules.values() if child is not None]
+
+    def _walk(self, adapters: bool) -> list[Any]:
+        modules = list(self._walked())
+        watched = []
+        for number, module in enumerate(modules):
+            names = {"forward"}.union(*(f.watched(module, adapters) for f in frameworks()))
+            watched += [(number, name) for name in sorted(names) if name in vars(module)]
+        self._modules, self._watched = list(map(weakref.ref, modules)), watched
+        self._adapters, self._structure = adapters, _structure(modules)
+        return modules
+
+    def _state(self, modules: list[Any]) -> list[Any]:
+        """All that is compared, in one flat list."""
+        tensors = _tensors(modules)
+        hooks = [
+            hook
+            for module in modules
+            for table in (module._forward_hooks, module._forward_pre_hooks)
+            if table
+            for hook in table.values()
+        ]
+        values = [vars(modules[number])[name] for number, name in self._watched]
+        return [
+            *map(Tensor.data_ptr, tensors),
+            *map(_dtype, tensors),
+            *map(_training, modules),
+            *map(type, modules),
+            # By weak reference: an id may be another's later, and they may own the network.
+            *map(weakref.ref, hooks),
+            *(value if isinstance(value, PLAIN) else weakref.ref(value) for value in values),
+            *self._modules,
+        ]
+
+
+_dtype, _training = attrgetter("dtype"), attrgetter("training")
+
+
+def _tensors(modules: list[Any]) -> list[Tensor]:
+    tables = [table for m in modules for table in (m._parameters, m._buffers) if table]
+    return [tensor for table in tables for tensor in table.values() if tensor is not None]
+
+
+def _structure(modules: list[Any]) -> Any:
+    """How many attributes each module has, and which modules are below it."""
+    below = [table for m in modules if (table := m._modules)]
+    return [*map(len, map(vars, modules))], [id(child) for t in below for child in t.values()]
+
+
+def modes(device: torch.device) -> Hashable:
+    """What else of PyTorch's state a recording fixes: autocast, the precision of products."""
+    return (
+        torch.is_autocast_enabled(device.type),
+        torch.get_autocast_dtype(device.type),
+        torch.get_float32_matmul_precision(),
+    )
 
 
 def leaf_key(leaf: Any) -> Hashable:

@@ -64,13 +64,14 @@ def predictor_corrector(
         raise ValueError('corrections must be at least 1 with predictor "none"; got 0')
     if compat not in (None, "pds"):
         raise ValueError(f'compat must be None or "pds"; got {compat!r}')
+    norms = "sample" if compat is None else "batch"
     x = trace.x
     for t, u in trace.intervals:
         ratio = trace.alpha(t) / trace.alpha(u)
         for _ in range(corrections):
             score = trace.net(x, t) * (-1.0 / trace.sigma(t))
             factor = 2 * ratio**2 * snr**2
-            x = trace.langevin(x, score, factor, per_batch=compat == "pds")
+            x = trace.langevin(x, score, factor, norms=norms)
         if predictor == "none":
             continue
         score = trace.net(x, t) * (-1.0 / trace.sigma(t))

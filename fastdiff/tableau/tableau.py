@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-READS = (1, 2, 4, 8, 16)  # how many slots a launch can read: the kernel's variants
-WRITES = (1, 2, 3)  # and write
-JSON_SCHEMA = 1
+from fastdiff.ops import row
+from fastdiff.ops.constants import READS, STAGE_NOISE, WRITES
+
+JSON_SCHEMA = 2
 
 Coefficient = Any  # a float, or an array [B]: one per sample
 
@@ -53,11 +54,11 @@ class Write:
 class Langevin(NamedTuple):
     """A move whose length is found on the device: x + h g + sqrt(2 h) z, where the row holds g.
 
-    h = factor (|z| / |g|)^2, with norms of each sample, or with their means over the batch.
+    h = factor (|z| / |g|)^2, with norms of each "sample", or with their means over the "batch".
     """
 
     factor: Coefficient
-    per_batch: bool = False
+    norms: str = "sample"
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,12 @@ class Stage:
     Attributes:
         time: what the network is told, in its own units.
         sees: the slot whose content, times `input_scale`, the network is shown.
-        guidance: weight of guidance here: the scale in force is 1 + guidance * (scale - 1).
         to_sample: (p, q) of x0 = clip(p F + q slot[sees]); (0, 0) where x0 is not used.
         level: (alpha, sigma) of the state that the first row makes.
         reads: the slots the launch reads; `sees` comes first where x0 needs it.
         writes: one to three rows; the first is what the next evaluation sees.
-        fill: a device function (row [1 or B, K], raw output F) -> row, called before the launch,
-            for coefficients that depend on data. None: the host's row is used as it is.
         langevin: how the length of a one-slot stage's move is found, whose direction the row is;
-            None: the row is what there will be.
+            None: the row is taken as it is.
     """
 
     time: Coefficient | None
@@ -83,11 +81,14 @@ class Stage:
     reads: tuple[int, ...]
     writes: tuple[Write, ...]
     input_scale: Coefficient = 1.0
-    guidance: float = 1.0
     to_sample: tuple[Coefficient, Coefficient] = (0.0, 0.0)
     level: tuple[Coefficient, Coefficient] = (1.0, 0.0)
-    fill: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
     langevin: Langevin | None = None
+
+    @property
+    def step(self) -> str:
+        """Where the length of its move comes from: one of `fastdiff.ops.constants.STEPS`."""
+        return "given" if self.langevin is None else self.langevin.norms
 
     @property
     def is_move(self) -> bool:
@@ -214,14 +215,6 @@ class Tableau:
             total += len(stage.reads) + output + len(stage.writes)
         return total
 
-    def filled(self, stage: int, fill: Callable[[Any, Any], Any]) -> Tableau:
-        """This tableau with a device function filling the row of one stage (see `Stage.fill`)."""
-        if not 0 <= stage < len(self.stages):
-            raise ValueError(f"stage must be 0 .. {len(self.stages) - 1}; got {stage}")
-        stages = list(self.stages)
-        stages[stage] = replace(stages[stage], fill=fill)
-        return replace(self, stages=tuple(stages))
-
     def padded(self) -> Tableau:
         """This run with equally many reads and writes in all launches.
 
@@ -244,41 +237,31 @@ class Tableau:
         slots = self.slots + max(writes) - min(writes)
         return replace(self, stages=tuple(stages), slots=slots)
 
-    def carried(self) -> Tableau:
-        """This run with launches that store what they are given: slot <- F, after the start.
-
-        For moves that are made elsewhere. Raises ValueError where a stage is no move.
-        """
-        stages = [self.stages[0]]
-        for stage in self.stages[1:]:
-            if not stage.is_move:
-                raise ValueError(
-                    "solver must keep the state alone where a preconditioner acts; "
-                    f"got {self.solver}"
-                )
-            write = Write(stage.writes[0].slot, {}, output=1.0)
-            stages.append(replace(stage, writes=(write,)))
-        return replace(self, stages=tuple(stages))
+    def require_moves(self) -> None:
+        """Raise ValueError unless every stage moves the state alone, as a preconditioner needs."""
+        if not all(stage.is_move for stage in self.stages[1:]):
+            raise ValueError(
+                f"solver must keep the state alone where a preconditioner acts; got {self.solver}"
+            )
 
     # -- what the kernel is given -----------------------------------------------------------------
 
     def row(self, number: int) -> np.ndarray:
-        """The coefficients of one stage's launch, float64 [1 or B, 5 + W (3 + R)].
+        """The coefficients of one stage's launch, float64 [1 or B, K]; columns: `fastdiff.ops.row`.
 
-        p, q, lowest x0, highest x0, c_in of the next stage's network; then for each write its
-        factors of x0, F and z and of the slots read, padded with zeros to a kernel variant.
+        Slots read are padded with zeros to a kernel variant.
         """
         stage, width = self.stages[number], self.read_width(number)
         low, high = self.clip or (-math.inf, math.inf)
         following = self.stages[number + 1].input_scale if number + 1 < len(self.stages) else 1.0
-        columns = [*stage.to_sample, low, high, following]
-        for w in stage.writes:
-            columns += [w.sample, w.output, w.noise]
-            columns += [w.slots.get(slot, 0.0) for slot in stage.reads]
-            columns += [0.0] * (width - len(stage.reads))
-        return np.stack(
-            [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
-        )
+        padding = [0.0] * (width - len(stage.reads))
+        writes = [
+            row.Weights(
+                w.sample, w.output, w.noise, [*(w.slots.get(s, 0.0) for s in stage.reads), *padding]
+            )
+            for w in stage.writes
+        ]
+        return self._stacked(row.columns(row.Head(*stage.to_sample, low, high, following), writes))
 
     def move(self, number: int) -> np.ndarray:
         """A stage's change as x + (b x + e x0 + a F) + c z: e, b, a and c, float64 [1 or B, 4].
@@ -287,28 +270,28 @@ class Tableau:
         """
         stage = self.stages[number]
         first = stage.writes[0]
-        last = first.noise if stage.langevin is None else stage.langevin.factor
         of_state = np.asarray(first.slots.get(stage.sees, 0.0))
         if stage.langevin is None:
-            of_state = of_state - 1.0
-        columns = (first.sample, of_state, first.output, last)
-        return np.stack(
-            [np.broadcast_to(np.asarray(c, np.float64), (self.samples or 1,)) for c in columns], 1
-        )
+            return self._stacked((first.sample, of_state - 1.0, first.output, first.noise))
+        return self._stacked((first.sample, of_state, first.output, stage.langevin.factor))
 
     def index(self, number: int) -> np.ndarray:
-        """The integers of one stage's launch, int32 [2 + R + W]: stage, purpose, reads, writes."""
+        """The integers of one stage's launch, int32 [2 + R + W]: see `fastdiff.ops.row`."""
         stage = self.stages[number]
-        padding = [stage.reads[0] if stage.reads else 0] * (
-            self.read_width(number) - len(stage.reads)
-        )
-        return np.array(
-            [number, 0, *stage.reads, *padding, *(w.slot for w in stage.writes)], dtype=np.int32
-        )
+        first = stage.reads[0] if stage.reads else 0
+        padding = [first] * (self.read_width(number) - len(stage.reads))
+        writes = [w.slot for w in stage.writes]
+        entries = row.index(number, STAGE_NOISE, [*stage.reads, *padding], writes)
+        return np.array(entries, dtype=np.int32)
 
     def read_width(self, number: int) -> int:
         """R, the kernel variant that serves one stage's launch."""
-        return next(r for r in READS if r >= len(self.stages[number].reads))
+        return row.variant(len(self.stages[number].reads))
+
+    def _stacked(self, columns: Sequence[Coefficient]) -> np.ndarray:
+        """Columns side by side, float64 [1 or B, K]."""
+        size = (self.samples or 1,)
+        return np.stack([np.broadcast_to(np.asarray(c, np.float64), size) for c in columns], 1)
 
     # -- as text ----------------------------------------------------------------------------------
 
@@ -320,9 +303,8 @@ class Tableau:
         for i, stage in enumerate(self.stages):
             rows = "; ".join(_describe(w, stage) for w in stage.writes)
             if stage.langevin is not None:
-                over = "batch" if stage.langevin.per_batch else "sample"
                 rows = rows.replace("<-", "moves along", 1).removesuffix(" + 1 z")
-                rows += f", h = {_number(stage.langevin.factor)} (|z| / |this|)^2 per {over}"
+                rows += f", h = {_number(stage.langevin.factor)} (|z| / |this|)^2 per {stage.step}"
             if stage.time is None:
                 call = "start"
             else:
@@ -334,31 +316,12 @@ class Tableau:
         return "\n".join([*lines, f"      result: s{self.result}"])
 
     def to_json(self) -> str:
-        """As JSON text, every coefficient to the last bit; `Tableau.from_json` reads it back.
-
-        Raises:
-            ValueError: a stage is filled on the device (`Stage.fill`); code is not data.
-        """
-        if any(stage.fill for stage in self.stages):
-            raise ValueError("a tableau with stages filled on the device has no JSON form")
-        stages = [
-            {
-                "time": stage.time, "sees": stage.sees, "reads": stage.reads,
-                "input_scale": stage.input_scale, "guidance": stage.guidance,
-                "to_sample": stage.to_sample, "level": stage.level,
-                "langevin": stage.langevin,
-                "writes": [
-                    {"slot": w.slot, "slots": list(w.slots.items()), "output": w.output,
-                     "sample": w.sample, "noise": w.noise} for w in stage.writes
-                ],
-            }
-            for stage in self.stages
-        ]  # fmt: skip
-        data = {"schema": JSON_SCHEMA, "solver": self.solver, "schedule": self.schedule,
-                "prediction": self.prediction, "times": self.times, "slots": self.slots,
-                "result": self.result, "clip": self.clip, "from_image": self.from_image,
-                "merge": self.merge, "stages": stages}  # fmt: skip
-        return json.dumps(data, default=_json_array)
+        """As JSON text, every coefficient to the last bit; `Tableau.from_json` reads it back."""
+        data = {"schema": JSON_SCHEMA} | asdict(self)
+        for stage in data["stages"]:
+            for write in stage["writes"]:
+                write["slots"] = list(write["slots"].items())  # keys of JSON are strings
+        return json.dumps(data, default=lambda array: array.tolist())
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
@@ -378,30 +341,40 @@ class Tableau:
 
     @classmethod
     def _from_data(cls, data: dict[str, Any]) -> Tableau:
-        stages = tuple(
-            Stage(
-                time=_array(s["time"]), sees=s["sees"], reads=tuple(s["reads"]),
-                input_scale=_array(s["input_scale"]), guidance=s["guidance"],
-                to_sample=_pair(s["to_sample"]), level=_pair(s["level"]),
-                langevin=_langevin(s["langevin"]),
-                writes=tuple(
-                    Write(w["slot"], {slot: _array(c) for slot, c in w["slots"]},
-                          *(_array(w[key]) for key in ("output", "sample", "noise")))
-                    for w in s["writes"]
-                ),
+        def write(w: dict[str, Any]) -> Write:
+            slots = {slot: _array(c) for slot, c in w["slots"]}
+            return Write(w["slot"], slots, *(_array(w[k]) for k in ("output", "sample", "noise")))
+
+        def stage(s: dict[str, Any]) -> Stage:
+            langevin = s["langevin"]
+            return Stage(
+                time=_array(s["time"]),
+                sees=s["sees"],
+                reads=tuple(s["reads"]),
+                writes=tuple(map(write, s["writes"])),
+                input_scale=_array(s["input_scale"]),
+                to_sample=_pair(s["to_sample"]),
+                level=_pair(s["level"]),
+                langevin=langevin and Langevin(_array(langevin[0]), langevin[1]),
             )
-            for s in data["stages"]
-        )  # fmt: skip
-        merge, clip = data["merge"], data["clip"]
+
+        clip, merge = data["clip"], data["merge"]
         return cls(
-            data["solver"], data["schedule"], data["prediction"], tuple(data["times"]), stages,
-            data["slots"], data["result"], tuple(clip) if clip else None, data["from_image"],
-            tuple(map(_pair, merge)) if merge else None,
-        )  # fmt: skip
+            solver=data["solver"],
+            schedule=data["schedule"],
+            prediction=data["prediction"],
+            times=tuple(data["times"]),
+            stages=tuple(map(stage, data["stages"])),
+            slots=data["slots"],
+            result=data["result"],
+            clip=clip and tuple(clip),
+            from_image=data["from_image"],
+            merge=merge and tuple(map(_pair, merge)),
+        )
 
 
 def _coefficients(stage: Stage) -> Iterator[Coefficient]:
-    yield from (*stage.to_sample, stage.input_scale, stage.guidance)
+    yield from (*stage.to_sample, stage.input_scale)
     if stage.langevin is not None:
         yield stage.langevin.factor
     for w in stage.writes:
@@ -417,14 +390,6 @@ def _describe(w: Write, stage: Stage) -> str:
     parts += [(w.sample, "x0"), (w.output, "F"), (w.noise, "z")]
     terms = [f"{_number(c)} {name}" for c, name in parts if not is_zero(c)]
     return f"s{w.slot} <- " + (" + ".join(terms) or "0").replace("+ -", "- ")
-
-
-def _langevin(values: Any) -> Langevin | None:
-    return None if values is None else Langevin(_array(values[0]), values[1])
-
-
-def _json_array(value: Any) -> list[float] | float:
-    return np.asarray(value, dtype=np.float64).tolist()
 
 
 def _array(value: Any) -> Coefficient:

@@ -171,11 +171,6 @@ class Trace:
             return self._define("history", {x0: 1.0})
         return self._define("history", {x0: -alpha / sigma, seen: 1 / sigma})
 
-    def unclipped(self) -> Form:
-        """The latest evaluation's canonical prediction before clipping (the same if none is)."""
-        latest = self.evaluations[-1]
-        return self._define("history", self._unclipped(latest.time, latest.sees))
-
     def keep(self, x: Form) -> Form:
         """Give x a buffer of its own in this stage, instead of carrying its parts along."""
         self._materialise(x)
@@ -186,18 +181,18 @@ class Trace:
         return Form({Value("noise", self.stage): 1.0})
 
     def langevin(
-        self, x: Form, direction: Form, factor: Coefficient, *, per_batch: bool = False
+        self, x: Form, direction: Form, factor: Coefficient, *, norms: str = "sample"
     ) -> Form:
         """x + h direction + sqrt(2 h) z, h = factor (|z| / |direction|)^2: found on the device.
 
-        Norms of each sample, or of their means over the batch. x is the state that the network saw
-        last. It ends its stage: what follows is a network call, or the end of the solver.
+        norms: of each "sample", or their means over the "batch". x is the state that the network
+        saw last. It ends its stage: what follows is a network call, or the end of the solver.
         """
         if not self.evaluations or x.terms != {self.evaluations[-1].sees: 1.0}:
             raise ValueError("a Langevin step must start from the state that the network saw last")
         result = self._define("state", (direction + self.noise()).terms)
         (value,) = result.terms
-        self.langevins[self.stage] = value, Langevin(factor, per_batch)
+        self.langevins[self.stage] = value, Langevin(factor, norms)
         return result
 
     def transfer(self, x: Form, d: Form, t: Array, u: Array) -> Form:

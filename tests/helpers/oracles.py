@@ -185,18 +185,14 @@ class NumericTrace:
         alpha, sigma = self.alpha(t), self.sigma(t)
         if self.afs:  # the first prediction is that of data N(0, 1), from Bayes' rule
             self.afs, x0 = False, alpha * x / (alpha**2 + sigma**2)
-            self.raw = x0, (x - alpha * x0) / sigma
-            return self.raw[self.predicts == "epsilon"]
+            return (x - alpha * x0) / sigma if self.predicts == "epsilon" else x0
         told = self.schedule.time_scale * max(t, self.schedule.last)
         output = self.network(x, told)
-        self.raw = x0, epsilon = understand(self.prediction, output, x, alpha, sigma)
+        x0, epsilon = understand(self.prediction, output, x, alpha, sigma)
         if self.clip is not None:
             x0 = np.clip(x0, *self.clip)
             epsilon = (x - alpha * x0) / sigma
         return epsilon if self.predicts == "epsilon" else x0
-
-    def unclipped(self) -> Array:
-        return self.raw[self.predicts == "epsilon"]
 
     def keep(self, x: Array) -> Array:
         return x
@@ -204,12 +200,10 @@ class NumericTrace:
     def noise(self) -> Array:
         return self.stage_noise[self.calls] if len(self.stage_noise) else np.zeros_like(self.x)
 
-    def langevin(
-        self, x: Array, direction: Array, factor: Any, *, per_batch: bool = False
-    ) -> Array:
+    def langevin(self, x: Array, direction: Array, factor: Any, *, norms: str = "sample") -> Array:
         z = self.noise()
         sizes = [np.sqrt((v**2).reshape(len(x), -1).sum(1)) for v in (z, direction)]
-        if per_batch:
+        if norms == "batch":
             sizes = [size.mean() for size in sizes]
         h = np.reshape(factor * (sizes[0] / sizes[1]) ** 2, (-1, *(1 for _ in x.shape[1:])))
         return x + h * direction + np.sqrt(2 * h) * z
@@ -306,7 +300,7 @@ def _stepped(
     x0 = torch.where(of_x0 != 0, x0, 0)
     direction = of_x * x + of_x0 * x0 + of_f * model
     sizes = [v.reshape(len(x), -1).norm(dim=1) for v in (torch.from_numpy(z), direction)]
-    if langevin.per_batch:
+    if langevin.norms == "batch":
         sizes = [size.mean() for size in sizes]
     h = (
         torch.as_tensor(langevin.factor, dtype=torch.float64)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import diffusers
@@ -26,7 +26,7 @@ from fastdiff.capture import (
     cache_of,
     captures,
     leaf_key,
-    network_state,
+    modes,
 )
 
 DETERMINISTIC = ("PNDM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep",
@@ -78,43 +78,40 @@ class CapturedLoop:
                 x = stepper.step(output, t, x, return_dict=False)[0]
             return x
 
-        cache: Any = cache_of(unet)
-        memory: list[Tensor] = []
+        cache, key = cache_of(unet), None
 
-        def state() -> Any:
-            if unet.training:
-                raise NotCapturable("the UNet is in training mode")
-            weights, found = network_state(unet, device)
-            memory.extend(weights)
-            return found
-
-        def kind() -> Any:
-            options = tuple(
-                (name, value.tobytes() if isinstance(value, np.ndarray) else repr(value))
-                for name, value in sorted(fresh.config.items())
-            )
-            return (type(fresh).__name__, options, fresh.num_inference_steps, len(times),
-                    tuple(map(leaf_key, leaves)))  # fmt: skip
-
-        def record() -> Loop:
-            loop = Loop(body, leaves, (), [*memory, times, fresh], device, cache.place(device))
+        def make(place: Any) -> Loop:
+            held = [*cache.network.weights(), times, fresh]
+            loop = Loop(body, leaves, (), held, device, place)
             plans = getattr(fresh, "_fusion", None)
             loop.held.append(plans and list(plans.plans.values()))  # they own what was uploaded
             return loop
 
-        with torch.no_grad():
-            result, _ = cache.call(
-                kind,
-                state,
-                record,
-                lambda: body(leaves),
-                leaves,
-                measure=self.fastdiff_capture == "auto",
-                device=device,
-            )
-            if result is None:
-                result = body(leaves)
-        return result
+        with torch.no_grad(), cache.turn(device, pauses=False) as mine:
+            if mine:
+                try:
+                    key = self._key(fresh, len(times), leaves)
+                    loop = cache.find(key) or cache.record(key, device, make)
+                    if isinstance(loop, Loop):
+                        return loop.start(leaves, ()).clone()
+                except Exception as error:  # the pipeline goes on as it would without a capture
+                    cache.give_up(key, error)
+            return body(leaves)
+
+    def _key(self, scheduler: Any, steps: int, leaves: list[Any]) -> Hashable:
+        """Everything that a recorded loop fixes."""
+        if self.unet.training:
+            raise NotCapturable("the UNet is in training mode")
+        options = tuple(
+            (name, value.tobytes() if isinstance(value, np.ndarray) else repr(value))
+            for name, value in sorted(scheduler.config.items())
+        )
+        return (
+            *(type(scheduler).__name__, options, scheduler.num_inference_steps, steps),
+            tuple(map(leaf_key, leaves)),
+            cache_of(self.unet).network.look(),
+            modes(leaves[0].device),
+        )
 
 
 class Unconditional(CapturedLoop):

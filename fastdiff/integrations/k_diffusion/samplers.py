@@ -13,7 +13,6 @@ a float64 x); the result has the dtype of x.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.sampler import Sampler
+from fastdiff.execution.program import Program
+from fastdiff.execution.run import Inputs
 from fastdiff.schedule import NoiseSchedule
 from fastdiff.solvers import build_tableau
 
@@ -197,10 +197,11 @@ def _run(
     state = x
     if len(run) > 1:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        sampler = copy.copy(_sampler(solver, run, options, wide))  # shares the uploaded tables
-        sampler.denoiser = partial(denoiser, **extra)
+        program = _program(solver, run, options, wide).over(partial(denoiser, **extra))
         # The state at the first sigma, as the unit-variance noise that the tableau will scale.
-        state = sampler(x.to(wide) / levels[0], stage_noise=noises()).to(dtype)
+        noise = x.to(wide) / levels[0]
+        with torch.no_grad():
+            state = program.stepwise(Inputs(noise, stage_noise=noises())).to(dtype, copy=True)
     if ends_denoised:
         with torch.no_grad():
             state = denoiser(state, state.new_full((len(x),), levels[-2]), **extra)
@@ -233,13 +234,13 @@ def _churn(solver: str, churn: float, low: float, high: float) -> tuple[str, Opt
 
 
 @lru_cache(maxsize=64)
-def _sampler(
+def _program(
     solver: str, levels: tuple[float, ...], options: Options, dtype: torch.dtype
-) -> Sampler:
+) -> Program:
     """A run without its model; the schedule reaches beyond the first sigma, for churned noise."""
     schedule = NoiseSchedule.edm(min(s for s in levels if s), 1.5 * levels[0])
     tableau = build_tableau(solver, schedule, spacing=levels, prediction="sample", **dict(options))
-    return Sampler(_no_model, tableau=tableau, dtype=dtype)
+    return Program(_no_model, tableau, dtype)
 
 
 def _no_model(x: Tensor, sigma: Tensor) -> Tensor:
