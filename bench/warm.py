@@ -30,7 +30,7 @@ MOST = 1 << 24  # elements of a case that is walked: larger ones have the varian
 KEPT = (".cubin", ".json", ".so", ".ptx")  # what a launch reads of the cache; PTX for --check
 COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves which kernels it compiled or found
 # The files of tests that capture, and in how many parts each is walked.
-ON_STAND_IN = {"tests/capture/test_loop_gpu.py": 8, "tests/integrations/test_pipelines_gpu.py": 1}
+ON_STAND_IN = {"tests/capture/test_gpu.py": 8, "tests/integrations/test_pipelines_gpu.py": 1}
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -99,7 +99,7 @@ BUILD = Unit("build", "build", 90)  # of the extension, aside, where none that f
 NOISY = 1.1  # of a case's 80th over its 20th percentile: measured again
 
 
-CAPTURES = ("test_loop_gpu", "pipelines")  # tests whose captures blocking launches might disturb
+CAPTURES = ("capture/test_gpu", "pipelines")  # tests whose captures blocking launches might disturb
 
 
 def follow_up(record: dict[str, Any], wrong: dict[str, list[str]]) -> tuple[Unit, ...]:

@@ -27,7 +27,7 @@ class DryRecording:
     """
 
     def __init__(self, body: Callable[[], Tensor]) -> None:
-        recorder = _Recorder()
+        recorder = Recorder()
         with compiled_as_written(), recorder:
             self.result = body()
         self._steps = recorder.steps
@@ -48,7 +48,7 @@ class DryRecording:
         return sum(tensor.nbytes for tensor in self.intermediates())
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Lists the operations that a replay has to issue, with the tensors they made."""
 
     def __init__(self) -> None:

@@ -171,6 +171,11 @@ class Trace:
             return self._define("history", {x0: 1.0})
         return self._define("history", {x0: -alpha / sigma, seen: 1 / sigma})
 
+    def unclipped(self) -> Form:
+        """The latest evaluation's canonical prediction before clipping (the same if none is)."""
+        latest = self.evaluations[-1]
+        return self._define("history", self._unclipped(latest.time, latest.sees))
+
     def keep(self, x: Form) -> Form:
         """Give x a buffer of its own in this stage, instead of carrying its parts along."""
         self._materialise(x)

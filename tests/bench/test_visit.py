@@ -148,7 +148,7 @@ def test_a_second_call_begins_with_what_failed(tmp_path):
         codes = ended.get(unit.name, {})
         lines.append("unit", name=unit.name, ok=not codes, codes=codes, killed=False)
     lines.append("test", name="tests/a.py::b", ok=False)
-    lines.append("test", name="tests/capture/test_loop_gpu.py::c", ok=False)
+    lines.append("test", name="tests/capture/test_gpu.py::c", ok=False)
     lines.append("probe", name="haar", ok=False)
     lines.append("gates", entry="spectral_filter", gates=[{"case": "g", "ok": False}])
     lines.append("case", name="toy a", row=row(p80_us=1.2))

@@ -25,7 +25,7 @@ def test_the_tests_for_a_gpu_hold_on_a_stand_in(chosen, number):
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.helpers.cuda_stand_in", "-p",
-         "no:cacheprovider", "-m", "gpu", "-k", chosen, "tests/capture/test_loop_gpu.py",
+         "no:cacheprovider", "-m", "gpu", "-k", chosen, "tests/capture/test_gpu.py",
          "tests/integrations/test_pipelines_gpu.py"],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
         check=False,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fastdiff.capture.recordings import CpuRecording, _Recorder
+from fastdiff.capture.dry_run import DryRecording, Recorder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ class Graph:
     inference mode or not; each capture and each replay writes it.
     """
 
-    recording: CpuRecording
+    recording: DryRecording
     living: weakref.WeakSet[Graph] = weakref.WeakSet()
     offset: Tensor
 
@@ -112,13 +112,13 @@ def capture(graph: Graph, **options: Any) -> Iterator[None]:
     global _capturing
     graph.register_generator_state(None)
     Graph.offset.fill_(0)
-    recorder, _capturing = _Recorder(), True
+    recorder, _capturing = Recorder(), True
     try:
         with recorder:
             yield
     finally:
         _capturing = False
-    graph.recording = CpuRecording.__new__(CpuRecording)
+    graph.recording = DryRecording.__new__(DryRecording)
     graph.recording._steps = recorder.steps
 
 

@@ -185,14 +185,18 @@ class NumericTrace:
         alpha, sigma = self.alpha(t), self.sigma(t)
         if self.afs:  # the first prediction is that of data N(0, 1), from Bayes' rule
             self.afs, x0 = False, alpha * x / (alpha**2 + sigma**2)
-            return (x - alpha * x0) / sigma if self.predicts == "epsilon" else x0
+            self.raw = x0, (x - alpha * x0) / sigma
+            return self.raw[self.predicts == "epsilon"]
         told = self.schedule.time_scale * max(t, self.schedule.last)
         output = self.network(x, told)
-        x0, epsilon = understand(self.prediction, output, x, alpha, sigma)
+        self.raw = x0, epsilon = understand(self.prediction, output, x, alpha, sigma)
         if self.clip is not None:
             x0 = np.clip(x0, *self.clip)
             epsilon = (x - alpha * x0) / sigma
         return epsilon if self.predicts == "epsilon" else x0
+
+    def unclipped(self) -> Array:
+        return self.raw[self.predicts == "epsilon"]
 
     def keep(self, x: Array) -> Array:
         return x
