@@ -85,7 +85,7 @@ class NetworkWatch:
         """All that is compared, in one flat list."""
         tensors = _tensors(own)
         state: list[Any] = [*map(Tensor.data_ptr, tensors), *map(_dtype, tensors)]
-        state += map(_training, own)
+        state += map(_training, modules)
         state += map(type, modules)
         # By weak reference: an id may be another's later, and they may own the network.
         state += self._modules
@@ -100,7 +100,7 @@ class NetworkWatch:
 
 
 # Of a network of 300 modules each of these is a few microseconds, as a loop in Python ten.
-_dtype, _training = attrgetter("dtype"), itemgetter("training")
+_dtype, _training = attrgetter("dtype"), attrgetter("training")
 _parameters, _buffers = itemgetter("_parameters"), itemgetter("_buffers")
 _hooks, _pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 _below = itemgetter("_modules")
