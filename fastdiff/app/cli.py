@@ -29,7 +29,7 @@ MODEL = typer.Option(help='"digits", or a local diffusers folder.')
 Solver = Annotated[str | None, typer.Option(help="One of `fastdiff solvers`; ipndm.")]
 Steps = Annotated[int | None, typer.Option(help="Intervals of the time grid; 10.")]
 Spacing = Annotated[str | None, typer.Option(help="Of the time grid; the model's own.")]
-Convention = Annotated[str | None, typer.Option(help="aligned, official or sd; aligned.")]
+Convention = Annotated[str | None, typer.Option(help="aligned, published or offset; aligned.")]
 SeedStart = Annotated[int | None, typer.Option(help="Seed of the first image; 0.")]
 Batch = Annotated[int | None, typer.Option(help="Images per network call; 64.")]
 Label = Annotated[int | None, typer.Option(help="Class of all images; in turn if not given.")]
@@ -217,18 +217,17 @@ def solvers(
     from rich.console import Console
     from rich.table import Table
 
-    from fastdiff.app.solver_table import load_support
+    from fastdiff.app.solver_table import OF_ALL, solver_rows
 
-    rows = load_support()
-    common = {k: v for k, v in rows[0].items() if all(row[k] == v for row in rows)}
+    rows = solver_rows()
     table = Table(box=box.SIMPLE)
-    for heading in (k for k in rows[0] if k not in common):
+    for heading in rows[0]:
         table.add_column(heading, no_wrap=heading == "solver")
     for row in rows:
-        table.add_row(*(value for key, value in row.items() if key not in common))
+        table.add_row(*row.values())
     console = Console()
     console.print(table)
-    console.print("All of them: " + ", ".join(f"{k} ({v})" for k, v in common.items()) + ".")
+    console.print(OF_ALL)
 
 
 @app.command()

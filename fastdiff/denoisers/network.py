@@ -22,8 +22,8 @@ class NetworkDenoiser(nn.Module):
         schedule: the noise levels it was trained with, or None where that has to be said.
     """
 
-    predicts: str | None = None  # the family's usual prediction
-    fixed = False  # whether the family can predict nothing else
+    usual_prediction: str | None = None  # of the family
+    only_prediction = False  # whether the family can predict nothing else
 
     def __init__(
         self, network: Callable[..., Any], prediction: str | Prediction | None, schedule: Any
@@ -39,9 +39,9 @@ class NetworkDenoiser(nn.Module):
                 )
             prediction = _agreed(prediction, known)
             schedule = NoiseSchedule.from_diffusers(scheduler)
-        if self.fixed and self.predicts is not None:
-            prediction = _agreed(prediction, self.predicts)
-        chosen = self.predicts if prediction is None else prediction
+        if self.only_prediction and self.usual_prediction is not None:
+            prediction = _agreed(prediction, self.usual_prediction)
+        chosen = self.usual_prediction if prediction is None else prediction
         if chosen is None:
             raise ValueError(
                 f"prediction must be given for {type(network).__name__}, a network of no known "

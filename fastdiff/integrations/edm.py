@@ -22,7 +22,7 @@ class EDMNetwork(NetworkDenoiser):
     Conditioning: `class_labels` [B, label_dim], one-hot.
     """
 
-    predicts, fixed = "sample", True
+    usual_prediction, only_prediction = "sample", True
 
     @staticmethod
     def recognises(network: Any) -> bool:

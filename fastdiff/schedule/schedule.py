@@ -25,10 +25,10 @@ from fastdiff.frameworks import first_answer
 
 Array = Any  # a float, a float64 numpy array or a torch tensor
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras", "logsnr"]
-Convention = Literal["aligned", "official", "sd"]
+Convention = Literal["aligned", "published", "offset"]
 
 SPACINGS: tuple[str, ...] = ("leading", "trailing", "linspace", "quadratic", "karras", "logsnr")
-CONVENTIONS: tuple[str, ...] = ("aligned", "official", "sd")
+CONVENTIONS: tuple[str, ...] = ("aligned", "published", "offset")
 
 # alpha-bar is held above this, so that a schedule with zero terminal SNR keeps finite tables: the
 # conversions are composed in float64, which absorbs factors of 1 / alpha = 1e6 (error 1e-10).
@@ -108,13 +108,13 @@ class NoiseSchedule:
         On a beta schedule: the slopes towards more noise, exact where alpha-bar is interpolated.
 
         Raises:
-            ValueError: there are none: convention "official" knows whole times only.
+            ValueError: there are none: convention "published" knows whole times only.
         """
         with torch.inference_mode(False), torch.enable_grad():
             time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
             logs = self.log_alpha(time), self.log_sigma(time)
             if not logs[0].requires_grad:
-                raise ValueError(f'{self.name} has no time derivatives in convention "official"')
+                raise ValueError(f'{self.name} has no time derivatives in convention "published"')
             slopes = [torch.autograd.grad(log, time)[0] for log in logs]
         return float(slopes[0]), float(slopes[1])
 
@@ -261,14 +261,14 @@ class NoiseSchedule:
         """The nodes of `steps` intervals, from the noisiest time to the end: float64 [steps + 1].
 
         Args:
-            steps: the number of intervals; exactly this many, except under "official".
+            steps: the number of intervals; exactly this many, except under "published".
             spacing: one of `SPACINGS`, or the times themselves, strictly towards less noise
                 (`steps` may then be left out). "leading", "trailing" and "quadratic" give whole
                 numbers on beta schedules. Default: the schedule's own.
-            start: begin at this time instead of the noisiest (image to image); not with "official".
-            convention: "aligned" (time t is alpha-bar[t], ending at the clean image), "official"
+            start: begin at this time, not the noisiest (image to image); not with "published".
+            convention: "aligned" (time t is alpha-bar[t], ending at the clean image), "published"
                 (the PNDM repository's: stride T // steps, so that there can be more steps than
-                asked for) or "sd" (leading times offset by one, ending at alpha-bar[0]).
+                asked for) or "offset" (leading times offset by one, ending at alpha-bar[0]).
 
         Raises:
             ValueError: an unknown spacing or convention, fewer than 1 step, more steps than there
@@ -299,7 +299,7 @@ class NoiseSchedule:
         return times
 
     def with_convention(self, convention: str) -> NoiseSchedule:
-        """The schedule as a convention indexes it ("official" is one index noisier)."""
+        """The schedule as a convention indexes it ("published" is one index noisier)."""
         if convention != "aligned":
             raise ValueError(
                 f'convention {convention!r} is for beta schedules; {self.name} takes "aligned"'
@@ -358,8 +358,8 @@ class _Discrete(NoiseSchedule):
     """Beta schedules: log alpha-bar at times -1, 0 .. T-1, linear between them."""
 
     log_bar: tuple[float, ...] = ()
-    # "official": time t reads entry t + 1 of alpha-bar, fractions cut off.
-    official: bool = False
+    # "published": time t reads entry t + 1 of alpha-bar, fractions cut off.
+    published: bool = False
 
     @classmethod
     def from_log_bar(cls, name: str, log_bar: np.ndarray) -> _Discrete:
@@ -379,12 +379,12 @@ class _Discrete(NoiseSchedule):
             within = (position >= 0) & (position <= last)
             position = torch.where(within, position, position.detach().clamp(0, last))
             on_device = torch.from_numpy(self._table).to(t.device)
-            if self.official:
+            if self.published:
                 return on_device[(t.trunc() + 2).clamp(0, len(on_device) - 1).long()]
             low = position.floor().clamp(max=max(len(on_device) - 2, 0)).long()
             return torch.lerp(on_device[low], on_device[low + 1], position - low)
         table = self._table
-        if self.official:
+        if self.published:
             return table[np.clip(np.trunc(t).astype(int) + 2, 0, len(table) - 1)]
         return np.interp(t + 1, np.arange(len(table)), table)
 
@@ -406,7 +406,7 @@ class _Discrete(NoiseSchedule):
         return plain(np.interp(log_bar, self._table[::-1], times[::-1]))
 
     def with_convention(self, convention: str) -> NoiseSchedule:
-        return replace(self, official=True) if convention == "official" else self
+        return replace(self, published=True) if convention == "published" else self
 
     def _spaced_times(
         self, steps: int, spacing: str, start: float | None, convention: str
@@ -421,25 +421,27 @@ class _Discrete(NoiseSchedule):
                 f'convention {convention!r} goes with spacing "leading"; got {spacing!r}'
             )
         stride = span // steps
-        if convention == "official":
+        if convention == "published":
             if start is not None:
-                raise ValueError('start does not go with convention "official"')
+                raise ValueError('start does not go with convention "published"')
             nodes = np.arange(0, span, stride)[::-1]
             if nodes[0] + 2 >= len(self.log_bar):
                 raise ValueError(
-                    f"steps = {steps} puts the official grid on time {nodes[0]}, whose alpha-bar "
-                    f"the official index (one too high) does not have; take another number of "
+                    f"steps = {steps} puts the published grid on time {nodes[0]}, whose alpha-bar "
+                    f"the published index (one too high) does not have; take another number of "
                     f'steps or convention "aligned"'
                 )
             return np.append(nodes, -1).astype(np.float64)
         if spacing == "leading":
-            offset = 1 if convention == "sd" else 0
+            offset = 1 if convention == "offset" else 0
             nodes = np.arange(steps)[::-1] * stride + offset
             if start is not None:  # the rest of such a grid, where start is one of its nodes
                 nodes = np.append(first, np.round(np.linspace(first, offset, steps))[1:])
             if nodes[0] > self.first:
-                raise ValueError(f'steps = {steps} puts convention "sd" on time {nodes[0]}, past '
-                                 f"the last one, {self.first:g}")  # fmt: skip
+                raise ValueError(
+                    f'steps = {steps} puts convention "offset" on time {nodes[0]}, past the last '
+                    f"one, {self.first:g}"
+                )
             return np.append(nodes, offset - 1).astype(np.float64)
         if spacing == "trailing":
             nodes = np.round(np.arange(steps)[::-1] * (span / steps)) - 1

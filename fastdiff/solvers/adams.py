@@ -60,7 +60,7 @@ def in_log_sigma(trace: Trace, times: list[float], t: float, u: float) -> list[f
 _KINDS: dict[str, Weights] = {"tab": in_time, "rhoab": in_sigma, "logrhoab": in_log_sigma}
 
 
-@solver("ipndm_v")
+@solver("ipndm_v", order=2, family="exact multistep")
 def ipndm_v(trace: Trace, order: int = 4) -> Form:
     """iPNDM with the exact Adams-Bashforth weights of the grid in sigma / alpha; one call a step.
 
@@ -69,7 +69,7 @@ def ipndm_v(trace: Trace, order: int = 4) -> Form:
     return adams(trace, order, in_sigma)
 
 
-@solver("deis")
+@solver("deis", order=2, family="exact multistep")
 def deis(trace: Trace, order: int = 3, kind: str = "tab") -> Form:
     """DEIS (Zhang & Chen 2023): Adams-Bashforth in time (tab), sigma (rhoab) or its logarithm.
 

@@ -64,37 +64,37 @@ def _single_step(trace: Trace, step: Callable[[Trace, Form, float, float], Form]
     return x
 
 
-@solver("classical_euler")
+@solver("classical_euler", order=1, differentiates=True, family="first order")
 def classical_euler(trace: Trace) -> Form:
     """Euler's method on dx/dt: first order, one call a step."""
     return _single_step(trace, euler_step)
 
 
-@solver("classical_heun")
+@solver("classical_heun", order=2, nfe="2 S - 1", differentiates=True, family="classical")
 def classical_heun(trace: Trace) -> Form:
     """Heun's method on dx/dt: second order, two calls a step but the last."""
     return _single_step(trace, heun_step)
 
 
-@solver("classical_rk4")
+@solver("classical_rk4", order=4, nfe="4 S - 3", differentiates=True, family="classical")
 def classical_rk4(trace: Trace) -> Form:
     """The classical Runge-Kutta method on dx/dt: fourth order, four calls a step but the last."""
     return _single_step(trace, lambda *step: runge_kutta_step(*step)[0])
 
 
-@solver("fon")
+@solver("fon", order=4, nfe="S + 9", differentiates=True, family="classical")
 def fon(trace: Trace, warm_up: str = "true") -> Form:
     """FON, the classical fourth-order method of the PNDM paper: RK4, then Adams-Bashforth on dx/dt.
 
     steps + 9 calls from 4 steps on. warm_up: "true" Runge-Kutta steps on the exact derivative, or
-    "repository": derivatives as differences of one training index, their inner ones formed at the
+    "published": derivatives as differences of one training index, their inner ones formed at the
     base state (beta schedules only).
     """
-    if warm_up not in ("true", "repository"):
-        raise ValueError(f"warm_up must be true or repository; got {warm_up!r}")
-    at_base = warm_up == "repository"
+    if warm_up not in ("true", "published"):
+        raise ValueError(f"warm_up must be true or published; got {warm_up!r}")
+    at_base = warm_up == "published"
     if at_base and trace.schedule.clean != -1:
-        raise ValueError(f"warm_up 'repository' is for beta schedules; got {trace.schedule.name}")
+        raise ValueError(f"warm_up 'published' is for beta schedules; got {trace.schedule.name}")
     derivative = index_difference if at_base else drift
     history: deque[Form] = deque(maxlen=4)
     x = trace.x

@@ -9,7 +9,7 @@ from fastdiff.solvers.registry import solver
 from fastdiff.tableau import Form, Trace
 
 
-@solver("ddim")
+@solver("ddim", order=1, noise="eta", family="first order")
 def ddim(trace: Trace, eta: Any = 0.0) -> Form:
     """DDIM (Song et al. 2021, eq. 12): first order, deterministic at eta = 0.
 
@@ -29,7 +29,7 @@ def ddim(trace: Trace, eta: Any = 0.0) -> Form:
     return x
 
 
-@solver("euler")
+@solver("euler", order=1)
 def euler(trace: Trace) -> Form:
     """Euler's method on the probability-flow ODE in sigma / alpha (Karras et al. 2022)."""
     x = trace.x

@@ -10,7 +10,7 @@ from fastdiff.solvers.registry import solver
 from fastdiff.tableau import Form, Trace
 
 
-@solver("dpm_solver_2")
+@solver("dpm_solver_2", order=2, nfe="2 S - 1", family="Runge-Kutta")
 def dpm_solver_2(trace: Trace) -> Form:
     """DPM-Solver-2 (Lu et al. 2022, alg. 1): the midpoint rule in log-SNR.
 
@@ -26,7 +26,7 @@ def dpm_solver_2(trace: Trace) -> Form:
     return x
 
 
-@solver("dpmpp_2m", predicts="sample")
+@solver("dpmpp_2m", solves_for="sample", order=2, family="exponential")
 def dpmpp_2m(trace: Trace) -> Form:
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): second order in log-SNR, one call a step.
 
@@ -35,7 +35,7 @@ def dpmpp_2m(trace: Trace) -> Form:
     return dpmpp_2m_sde(trace, eta=0.0)
 
 
-@solver("dpmpp_2m_sde", predicts="sample")
+@solver("dpmpp_2m_sde", solves_for="sample", noise="eta")
 def dpmpp_2m_sde(trace: Trace, eta: Any = 1.0) -> Form:
     """DPM-Solver++(2M) for the reverse SDE (Lu et al. 2022, appendix), midpoint form.
 
@@ -69,7 +69,7 @@ def _diffuse(trace: Trace, x: Form, x0: Form, t: float, u: float, eta: Any) -> F
     )
 
 
-@solver("dpmpp_3m", predicts="sample")
+@solver("dpmpp_3m", solves_for="sample", order=2, family="exponential")
 def dpmpp_3m(trace: Trace, lower_order_final: bool = True) -> Form:
     """DPM-Solver++(3M) as published: its second difference is half of what third order needs.
 
@@ -79,7 +79,7 @@ def dpmpp_3m(trace: Trace, lower_order_final: bool = True) -> Form:
     return _three_step(trace, curvature=1.0, lower_order_final=lower_order_final)
 
 
-@solver("dpmpp_3m_exact", predicts="sample")
+@solver("dpmpp_3m_exact", solves_for="sample", order=2, family="exponential")
 def dpmpp_3m_exact(trace: Trace, lower_order_final: bool = True) -> Form:
     """DPM-Solver++(3M) with the second difference doubled: third order in log-SNR.
 

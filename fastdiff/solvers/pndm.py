@@ -67,7 +67,7 @@ def multistep(trace: Trace, order: int, warm_up: int = 0, start: str = "") -> Fo
     return x
 
 
-@solver("s_pndm")
+@solver("s_pndm", order=2, nfe="S + 1", family="pseudo multistep")
 def s_pndm(trace: Trace) -> Form:
     """S-PNDM (Liu et al. 2022): second order; one improved Euler step, then two-step blends.
 
@@ -76,7 +76,7 @@ def s_pndm(trace: Trace) -> Form:
     return multistep(trace, order=2, warm_up=1, start="improved_euler")
 
 
-@solver("f_pndm")
+@solver("f_pndm", order=2, nfe="S + 9", family="pseudo multistep")
 def f_pndm(trace: Trace) -> Form:
     """F-PNDM (Liu et al. 2022, alg. 2): three Runge-Kutta steps, then four-step blends.
 
@@ -85,7 +85,7 @@ def f_pndm(trace: Trace) -> Form:
     return multistep(trace, order=4, warm_up=3, start="runge_kutta")
 
 
-@solver("plms")
+@solver("plms", order=2, nfe="S + 1", family="pseudo multistep")
 def plms(trace: Trace) -> Form:
     """PLMS (Rombach et al. 2022): one improved Euler step, then blends of growing order up to 4.
 
@@ -94,7 +94,7 @@ def plms(trace: Trace) -> Form:
     return multistep(trace, order=4, warm_up=1, start="improved_euler")
 
 
-@solver("ipndm")
+@solver("ipndm", order=2, family="pseudo multistep")
 def ipndm(trace: Trace) -> Form:
     """iPNDM (Zhang & Chen 2023): blends of growing order up to 4 from the first step on.
 
@@ -103,7 +103,7 @@ def ipndm(trace: Trace) -> Form:
     return multistep(trace, order=4)
 
 
-@solver("pseudo_rk4")
+@solver("pseudo_rk4", order=2, nfe="4 S - 3", family="Runge-Kutta")
 def pseudo_rk4(trace: Trace) -> Form:
     """Pseudo Runge-Kutta at every step (PNDM eq. 13): four calls a step but the last.
 

@@ -18,19 +18,30 @@ SolverFunction = TypeVar("SolverFunction", bound=Callable[..., Form])
 
 @dataclass(frozen=True)
 class Solver:
-    """A registered solver.
+    """A registered solver: its textbook function, and what it declares of itself.
 
     Attributes:
         name: what `build_tableau` knows it by.
         function: takes a `Trace` and the solver's own options, returns the final state.
-        predicts: the canonical prediction it is written in and keeps its history in.
+        solves_for: the prediction it is written in and keeps its history in, "epsilon" or "sample":
+            what `trace.net` hands it, whatever the network predicts.
+        order: of convergence as shipped, on the probability-flow ODE; None where it follows none.
+        nfe: network evaluations at S steps, on a schedule that ends at a clean image.
+        noise: "" where none is drawn, "always", or the option that scales it.
+        differentiates: whether it needs the schedule's time derivatives.
+        family: what it is compared with in the figure of docs/solvers.md; "": it is left out.
         summary: the first line of the function's docstring.
         options: its own options and their defaults.
     """
 
     name: str
     function: Callable[..., Form]
-    predicts: str
+    solves_for: str
+    order: int | None
+    nfe: str
+    noise: str
+    differentiates: bool
+    family: str
     summary: str
     options: dict[str, Any]
 
@@ -38,35 +49,50 @@ class Solver:
 _SOLVERS: dict[str, Solver] = {}
 
 
-def register_solver(name: str, function: Callable[..., Form], *, predicts: str = "epsilon") -> None:
+def register_solver(
+    name: str,
+    function: Callable[..., Form],
+    *,
+    solves_for: str = "epsilon",
+    order: int | None = None,
+    nfe: str = "S",
+    noise: str = "",
+    differentiates: bool = False,
+    family: str = "",
+) -> None:
     """Make a solver available under a name: to `build_tableau`, the sampler and the command line.
 
     Args:
         name: a new name.
         function: called with a `Trace` (and keyword options); returns the final state.
-        predicts: what `trace.net` hands it, "epsilon" or "sample".
+        solves_for, order, nfe, noise, differentiates, family: what it declares, see `Solver`; all
+            but the first are for readers, tables and tests.
 
     Raises:
-        ValueError: the name is taken, `predicts` is neither, or an option has the name of an
-            argument of `build_tableau`.
+        ValueError: the name is taken, `solves_for` is neither "epsilon" nor "sample", `noise` is no
+            option, or an option has the name of an argument of `build_tableau`.
     """
     if name in _SOLVERS:
         raise ValueError(f"a solver called {name!r} is registered already")
-    if predicts not in ("epsilon", "sample"):
-        raise ValueError(f"predicts must be 'epsilon' or 'sample'; got {predicts!r}")
+    if solves_for not in ("epsilon", "sample"):
+        raise ValueError(f"solves_for must be 'epsilon' or 'sample'; got {solves_for!r}")
     parameters = list(inspect.signature(function).parameters.values())[1:]
     options = {p.name: p.default for p in parameters}
     if taken := options.keys() & inspect.signature(build_tableau).parameters.keys():
         raise ValueError(f"{name} has an option {min(taken)!r}, an argument of build_tableau")
+    if noise not in ("", "always", *options):
+        raise ValueError(f'noise must be "", "always" or an option of {name}; got {noise!r}')
     summary = (inspect.getdoc(function) or name).splitlines()[0]
-    _SOLVERS[name] = Solver(name, function, predicts, summary, options)
+    _SOLVERS[name] = Solver(
+        name, function, solves_for, order, nfe, noise, differentiates, family, summary, options
+    )
 
 
-def solver(name: str, *, predicts: str = "epsilon") -> Callable[[SolverFunction], SolverFunction]:
+def solver(name: str, **declared: Any) -> Callable[[SolverFunction], SolverFunction]:
     """`register_solver` as a decorator."""
 
     def register(function: SolverFunction) -> SolverFunction:
-        register_solver(name, function, predicts=predicts)
+        register_solver(name, function, **declared)
         return function
 
     return register
@@ -141,7 +167,7 @@ def build_tableau(
         partial(chosen.function, **options),  # here, so that no option meets an argument of trace
         schedule.with_convention(convention),
         times,
-        predicts=chosen.predicts,
+        solves_for=chosen.solves_for,
         kind=kind,
         clip=_bounds(clip),
         from_image=from_image,

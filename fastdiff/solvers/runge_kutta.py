@@ -23,7 +23,7 @@ def heun_step(trace: Trace, x: Form, t: float, u: float) -> Form:
     return improved_euler(trace, x, t, u)[0]
 
 
-@solver("heun")
+@solver("heun", order=2, nfe="2 S - 1", family="Runge-Kutta")
 def heun(trace: Trace) -> Form:
     """Heun's second-order method in sigma / alpha (Karras et al. 2022, alg. 1, without churn).
 

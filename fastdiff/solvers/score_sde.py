@@ -16,7 +16,7 @@ from fastdiff.tableau import Form, Trace
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "none")
 
 
-@solver("reverse_diffusion")
+@solver("reverse_diffusion", noise="always")
 def reverse_diffusion(trace: Trace, probability_flow: bool = False) -> Form:
     """The noising's own steps reversed (Song et al. 2021, appendix E); the last one adds no noise.
 
@@ -29,7 +29,7 @@ def reverse_diffusion(trace: Trace, probability_flow: bool = False) -> Form:
     return x
 
 
-@solver("euler_maruyama")
+@solver("euler_maruyama", noise="always", differentiates=True)
 def euler_maruyama(trace: Trace) -> Form:
     """Euler steps of the reverse SDE in the schedule's time; the last one adds no noise.
 
@@ -42,19 +42,19 @@ def euler_maruyama(trace: Trace) -> Form:
     return x
 
 
-@solver("predictor_corrector")
+@solver("predictor_corrector", noise="always", nfe="2 S")
 def predictor_corrector(
     trace: Trace,
     snr: Any = 0.16,
     corrections: int = 1,
     predictor: str = "reverse_diffusion",
-    compat: str | None = None,
+    norms: str = "sample",
 ) -> Form:
     """At each noise level Langevin steps, then a predictor's step (Song et al. 2021, algorithm 1).
 
-    The Langevin step is 2 r^2 snr^2 (|z| / |score|)^2 with norms of each sample, or with
-    compat="pds" of their means over the batch, as published. predictor: "reverse_diffusion",
-    "euler_maruyama" or "none" (annealed Langevin dynamics). corrections + 1 calls a step.
+    The Langevin step is 2 r^2 snr^2 (|z| / |score|)^2; norms: of each "sample", or their means
+    over the "batch", as published. predictor: "reverse_diffusion", "euler_maruyama" or "none"
+    (annealed Langevin dynamics). corrections + 1 calls a step.
     """
     if predictor not in PREDICTORS:
         raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}; got {predictor!r}")
@@ -62,9 +62,8 @@ def predictor_corrector(
         raise ValueError(f"corrections must be a whole number >= 0; got {corrections!r}")
     if predictor == "none" and not corrections:
         raise ValueError('corrections must be at least 1 with predictor "none"; got 0')
-    if compat not in (None, "pds"):
-        raise ValueError(f'compat must be None or "pds"; got {compat!r}')
-    norms = "sample" if compat is None else "batch"
+    if norms not in ("sample", "batch"):
+        raise ValueError(f'norms must be "sample" or "batch"; got {norms!r}')
     x = trace.x
     for t, u in trace.intervals:
         ratio = trace.alpha(t) / trace.alpha(u)

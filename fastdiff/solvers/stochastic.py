@@ -11,13 +11,13 @@ from fastdiff.solvers.runge_kutta import heun_step
 from fastdiff.tableau import Form, Trace
 
 
-@solver("ddpm")
+@solver("ddpm", noise="always")
 def ddpm(trace: Trace) -> Form:
     """DDPM's ancestral sampling with the posterior's variance (Ho et al. 2020): DDIM at eta = 1."""
     return ddim(trace, eta=1.0)
 
 
-@solver("euler_ancestral")
+@solver("euler_ancestral", noise="eta")
 def euler_ancestral(trace: Trace, eta: Any = 1.0) -> Form:
     """Euler steps with part of the noise renewed: the same method as ddim with eta.
 
@@ -26,7 +26,7 @@ def euler_ancestral(trace: Trace, eta: Any = 1.0) -> Form:
     return ddim(trace, eta=eta)
 
 
-@solver("lcm", predicts="sample")
+@solver("lcm", solves_for="sample", noise="always")
 def lcm(trace: Trace) -> Form:
     """Multistep consistency sampling (Luo et al. 2023, alg. 3): predict x0, noise it again.
 
@@ -39,7 +39,7 @@ def lcm(trace: Trace) -> Form:
     return x
 
 
-@solver("euler_churn")
+@solver("euler_churn", noise="churn")
 def euler_churn(
     trace: Trace,
     churn: float = 40.0,
@@ -59,7 +59,7 @@ def euler_churn(
     return x
 
 
-@solver("heun_churn")
+@solver("heun_churn", noise="churn", nfe="2 S - 1")
 def heun_churn(
     trace: Trace,
     churn: float = 40.0,

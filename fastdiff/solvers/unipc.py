@@ -10,7 +10,7 @@ from fastdiff.solvers.registry import solver
 from fastdiff.tableau import Form, Trace
 
 
-@solver("unipc", predicts="sample")
+@solver("unipc", solves_for="sample", order=2, family="exponential")
 def unipc(
     trace: Trace, order: int = 2, variant: str = "bh2", lower_order_final: bool = True
 ) -> Form:

@@ -90,7 +90,7 @@ class Trace:
         x: the initial state, a form.
         schedule: alpha, sigma and logsnr of a time.
         times: the nodes [steps + 1], from the noisiest to the end.
-        predicts: what `net` returns, "epsilon" or "sample" (x0): the solver's canonical prediction.
+        solves_for: what `net` returns, "epsilon" or "sample" (x0), whatever the network predicts.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Trace:
         schedule: NoiseSchedule,
         times: Sequence[float] | np.ndarray,
         *,
-        predicts: str,
+        solves_for: str,
         prediction: Prediction,
         clip: tuple[float, float] | None = None,
         from_image: bool = False,
         afs: bool = False,
     ) -> None:
         self.afs = afs  # whether the first call is still to be replaced
-        self.schedule, self.times, self.predicts = schedule, list(times), predicts
+        self.schedule, self.times, self.solves_for = schedule, list(times), solves_for
         self.prediction, self.clip = prediction, clip
         self.definitions: dict[Value, dict[Value, Coefficient]] = {}
         self.evaluations: list[Evaluation] = []
@@ -167,7 +167,7 @@ class Trace:
         if analytical or self.clip is None:
             return self._define("history", self._unclipped(t, seen))
         x0 = Value("x0", self.stage)
-        if self.predicts == "sample":
+        if self.solves_for == "sample":
             return self._define("history", {x0: 1.0})
         return self._define("history", {x0: -alpha / sigma, seen: 1 / sigma})
 
@@ -208,7 +208,7 @@ class Trace:
         """
         alpha_u, sigma_u, sigma_t = self.alpha(u), self.sigma(u), self.sigma(t)
         grown = self.expm1_step(t, u)  # e^-h - 1 = (s_u - s_t) / s_t, without cancellation
-        if self.predicts == "sample":
+        if self.solves_for == "sample":
             return (sigma_u / sigma_t) * x - (alpha_u * grown) * d
         ratio = alpha_u / self.alpha(t)
         return ratio * x + (ratio * sigma_t * grown) * d
@@ -222,10 +222,12 @@ class Trace:
         if self.evaluations[-1].analytical:
             # Data of unit variance around zero: epsilon = sigma x / (alpha^2 + sigma^2).
             alpha, sigma = self.alpha(t), self.sigma(t)
-            factor = sigma if self.predicts == "epsilon" else alpha
+            factor = sigma if self.solves_for == "epsilon" else alpha
             return {seen: factor / (alpha**2 + sigma**2)}
         convert = (
-            self.prediction.to_epsilon if self.predicts == "epsilon" else self.prediction.to_sample
+            self.prediction.to_epsilon
+            if self.solves_for == "epsilon"
+            else self.prediction.to_sample
         )
         of_output, of_state = convert(self.alpha(t), self.sigma(t))
         return {Value("output", self.stage): of_output, seen: of_state}
@@ -266,7 +268,7 @@ def trace_solver(
     schedule: NoiseSchedule,
     times: Sequence[float] | np.ndarray,
     *,
-    predicts: str,
+    solves_for: str,
     kind: str | Prediction = "epsilon",
     clip: tuple[float, float] | None = None,
     from_image: bool = False,
@@ -274,7 +276,7 @@ def trace_solver(
     **options: Any,
 ) -> Tableau:
     """Run a solver on symbols and lay out what it did as a `Tableau`."""
-    run = Trace(schedule, times, predicts=predicts, prediction=prediction(kind), clip=clip,
+    run = Trace(schedule, times, solves_for=solves_for, prediction=prediction(kind), clip=clip,
                 from_image=from_image, afs=afs)  # fmt: skip
     result = run._materialise(solver(run, **options))
     rows = _needed_rows(run, result)

@@ -195,10 +195,10 @@ def reference_run(schedule, steps, made, power, z0, noises, snr, per_batch):
     return torch.fft.ifft2(x).real
 
 
-@pytest.mark.parametrize("compat", [None, "pds"])
+@pytest.mark.parametrize("norms", ["sample", "batch"])
 @pytest.mark.parametrize("prediction", ["score", "epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", list(SCHEDULES))
-def test_predictor_and_corrector_written_out(name, prediction, compat):
+def test_predictor_and_corrector_written_out(name, prediction, norms):
     """The whole loop with given noises: adaptive steps, all moves, what the network predicts."""
     schedule, steps, shape = SCHEDULES[name], 4, (3, 1, 6, 8)
     random = torch.Generator().manual_seed(5)
@@ -219,10 +219,10 @@ def test_predictor_and_corrector_written_out(name, prediction, compat):
     for made in (None, random_gains(1, 6, 8)):
         sampler = Sampler(
             network, schedule, solver="predictor_corrector", steps=steps, prediction=prediction,
-            dtype=F64, preconditioner=made, snr=0.2, compat=compat,
+            dtype=F64, preconditioner=made, snr=0.2, norms=norms,
         )  # fmt: skip
         found = sampler(z0, stage_noise=noises)
-        wanted = reference_run(schedule, steps, made, power, z0, noises, 0.2, compat == "pds")
+        wanted = reference_run(schedule, steps, made, power, z0, noises, 0.2, norms == "batch")
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
 
@@ -323,7 +323,7 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize("part", ["none", "plain", "pixel"])
-@pytest.mark.parametrize("options", [{}, {"corrections": 2}, {"compat": "pds"}])
+@pytest.mark.parametrize("options", [{}, {"corrections": 2}, {"norms": "batch"}])
 def test_captured_whole_and_by_the_stage(part, options):
     """Recorded once, replayed for other seeds, and by the stage for other numbers of steps."""
     made = None if part == "none" else random_gains(3, 8, 8, pixel=part == "pixel")
@@ -444,7 +444,7 @@ def test_an_image_depends_on_its_seed_alone():
 def test_tableaux_with_langevin_steps_print_and_store():
     from fastdiff import Tableau
 
-    tableau = build_tableau("predictor_corrector", VE, 3, snr=0.1, compat="pds")
+    tableau = build_tableau("predictor_corrector", VE, 3, snr=0.1, norms="batch")
     assert tableau.nfe == 6 and tableau.slots == 1
     assert "s0 moves along -0.05 F, h = 0.02 (|z| / |this|)^2 per batch" in str(tableau)
     assert Tableau.from_json(tableau.to_json()) == tableau
@@ -467,7 +467,7 @@ MADE = random_gains(3, 8, 8)
          "corrections must be"),
         (lambda: build_tableau("predictor_corrector", VE, 3, corrections=0, predictor="none"),
          ValueError, "at least 1"),
-        (lambda: build_tableau("predictor_corrector", VE, 3, compat="song"), ValueError, "compat"),
+        (lambda: build_tableau("predictor_corrector", VE, 3, norms="song"), ValueError, "norms"),
         (lambda: build_tableau("euler_maruyama", NoiseSchedule.flow(), 3, prediction="flow"),
          ValueError, "start must be below 1"),
         (lambda: NoiseSchedule.vp(0.0, 1.0), ValueError, "beta_min and beta_max"),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from fastdiff import NoiseSchedule, Tableau, build_tableau, ops, solver_names
+from fastdiff import NoiseSchedule, Tableau, ops, solver_names
 from fastdiff.solvers.registry import get_solver
 
 Array = np.ndarray
@@ -23,11 +23,7 @@ Network = Callable[[Array, float], Array]  # (x [B, ...], the time it is told) -
 
 
 # The solvers that draw noise, and those that only reproduce published slips or compare.
-STOCHASTIC = tuple(
-    name
-    for name in solver_names()
-    if build_tableau(name, NoiseSchedule.linear_beta(), 4, spacing="leading").stochastic
-)
+STOCHASTIC = tuple(name for name in solver_names() if get_solver(name).order is None)
 COMPARISONS = ("classical_euler", "classical_heun", "classical_rk4", "fon", "ipndm_v_published")
 ODE_SOLVERS = tuple(n for n in solver_names() if n not in STOCHASTIC + COMPARISONS)
 
@@ -139,7 +135,7 @@ class NumericTrace:
         network: Network,
         noise: Array,
         *,
-        predicts: str,
+        solves_for: str,
         prediction: str = "epsilon",
         clip: tuple[float, float] | None = None,
         image: Array | None = None,
@@ -149,7 +145,7 @@ class NumericTrace:
     ) -> None:
         self.precision, self.afs = precision, afs
         self.schedule, self.times, self.network = schedule, [float(t) for t in times], network
-        self.predicts, self.prediction, self.clip = predicts, prediction, clip
+        self.solves_for, self.prediction, self.clip = solves_for, prediction, clip
         self.stage_noise, self.calls = stage_noise, 0
         alpha, sigma = self.alpha(times[0]), self.sigma(times[0])
         noise = noise.astype(precision)
@@ -186,17 +182,17 @@ class NumericTrace:
         if self.afs:  # the first prediction is that of data N(0, 1), from Bayes' rule
             self.afs, x0 = False, alpha * x / (alpha**2 + sigma**2)
             self.raw = x0, (x - alpha * x0) / sigma
-            return self.raw[self.predicts == "epsilon"]
+            return self.raw[self.solves_for == "epsilon"]
         told = self.schedule.time_scale * max(t, self.schedule.last)
         output = self.network(x, told)
         self.raw = x0, epsilon = understand(self.prediction, output, x, alpha, sigma)
         if self.clip is not None:
             x0 = np.clip(x0, *self.clip)
             epsilon = (x - alpha * x0) / sigma
-        return epsilon if self.predicts == "epsilon" else x0
+        return epsilon if self.solves_for == "epsilon" else x0
 
     def unclipped(self) -> Array:
-        return self.raw[self.predicts == "epsilon"]
+        return self.raw[self.solves_for == "epsilon"]
 
     def keep(self, x: Array) -> Array:
         return x
@@ -215,7 +211,7 @@ class NumericTrace:
     def transfer(self, x: Array, d: Array, t: float, u: float) -> Array:
         """DDIM's step, written with x0 and epsilon both."""
         alpha, sigma = self.alpha(t), self.sigma(t)
-        if self.predicts == "epsilon":
+        if self.solves_for == "epsilon":
             x0, epsilon = (x - sigma * d) / alpha, d
         else:
             x0, epsilon = d, (x - alpha * d) / sigma
@@ -237,7 +233,7 @@ def textbook(
 ) -> Array:
     """The result of a registered solver's function run on arrays, no tableau involved."""
     known = get_solver(solver)
-    trace = NumericTrace(schedule, times, network, noise, predicts=known.predicts, **settings)
+    trace = NumericTrace(schedule, times, network, noise, solves_for=known.solves_for, **settings)
     return np.asarray(known.function(trace, **(options or {})))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiff import NoiseSchedule, Sampler, build_tableau, solver_names
+from fastdiff import NoiseSchedule, Sampler, solver_names
 from fastdiff.solvers.registry import get_solver
 from tests.helpers.oracles import MILD, STIFF, Array, Mixture, NumericTrace, as_denoiser
 
@@ -64,7 +64,7 @@ def angle(t: float) -> float:
 
 def deterministic_solvers() -> list[str]:
     """The solvers that follow the ODE: those that draw no noise."""
-    return [name for name in solver_names() if not build_tableau(name, SCHEDULE, 5).stochastic]
+    return [name for name in solver_names() if get_solver(name).order is not None]
 
 
 def errors(
@@ -91,9 +91,9 @@ class ExactStart(NumericTrace):
     behind. What UniPC keeps is its corrected state, and is overwritten too.
     """
 
-    def __init__(self, problem: Mixture, times: Array, exact: int, predicts: str) -> None:
+    def __init__(self, problem: Mixture, times: Array, exact: int, solves_for: str) -> None:
         network = lambda x, t: problem.epsilon(x, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
-        super().__init__(SCHEDULE, times, network, STARTS, predicts=predicts)
+        super().__init__(SCHEDULE, times, network, STARTS, solves_for=solves_for)
         self.problem, self.until = problem, self.times[exact]
         self.now = self.times[0]
 
@@ -102,7 +102,7 @@ class ExactStart(NumericTrace):
         return super().net(self._corrected(x), t)
 
     def keep(self, x: Array) -> Array:
-        return self._corrected(x) if self.predicts == "sample" else x
+        return self._corrected(x) if self.solves_for == "sample" else x
 
     def _corrected(self, x: Array) -> Array:
         if self.until <= self.now < self.times[0]:
@@ -117,7 +117,7 @@ def errors_after_exact_start(
     truth = problem.flow(STARTS, angle(SCHEDULE.first), angle(SCHEDULE.last))
     known, result = get_solver(solver), []
     for count in steps:
-        run = ExactStart(problem, SCHEDULE.times(count), exact, known.predicts)
+        run = ExactStart(problem, SCHEDULE.times(count), exact, known.solves_for)
         ends = known.function(run, **options).astype(np.float64)
         result.append(np.sqrt(np.mean((ends - truth) ** 2)))
     return np.array(result)

@@ -101,7 +101,7 @@ def diffusers_ddim(trace: Trace, eta: float = 0.0) -> Form:
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_SOLVERS", dict(registry._SOLVERS))
-    register_solver("diffusers_ddim_for_a_test", diffusers_ddim, predicts="sample")
+    register_solver("diffusers_ddim_for_a_test", diffusers_ddim, solves_for="sample")
 
 
 def agree(make: Callable[[], tuple[Any, ...]], result: Callable[[list[float]], Any]) -> None:
@@ -180,7 +180,7 @@ def test_ddim_as_stable_diffusion_has_it() -> None:
         solver="ddim",
         steps=10,
         spacing="leading",
-        convention="sd",
+        convention="offset",
         dtype=torch.float64,
     )
     agree(case, lambda times: sampler(X))

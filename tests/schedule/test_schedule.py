@@ -100,7 +100,7 @@ def test_the_clean_time_has_no_noise_and_half_times_interpolate_log_alpha_bar(na
 
 def test_the_official_convention_is_one_index_noisier() -> None:
     schedule = NoiseSchedule.linear_beta()
-    official = schedule.with_convention("official")
+    official = schedule.with_convention("published")
     for t in (-1, 0, 42, 998):
         assert official.alpha(t) == schedule.alpha(t + 1)
     assert official.alpha(962.5) == schedule.alpha(963)  # fractions are cut off
@@ -360,7 +360,7 @@ def test_whole_number_grids_are_those_of_diffusers(steps: int) -> None:
         offset = diffusers.DDIMScheduler(timestep_spacing="leading", steps_offset=1)
         offset.set_timesteps(min(steps, 999))
         if offset.timesteps.max() < T:
-            sd = schedule.times(min(steps, 999), spacing="leading", convention="sd")
+            sd = schedule.times(min(steps, 999), spacing="leading", convention="offset")
             np.testing.assert_array_equal(sd[:-1], offset.timesteps.numpy())
             assert sd[-1] == 0
 
@@ -370,7 +370,7 @@ def test_starting_in_the_middle_of_a_leading_grid_visits_the_rest_of_it(
     steps: int, kept: int
 ) -> None:
     """As diffusers' image-to-image pipelines slice it."""
-    for convention, offset in (("aligned", 0), ("sd", 1)):
+    for convention, offset in (("aligned", 0), ("offset", 1)):
         scheduler = diffusers.DDIMScheduler(timestep_spacing="leading", steps_offset=offset)
         scheduler.set_timesteps(steps)
         rest = scheduler.timesteps.numpy()[-kept:]
@@ -401,13 +401,13 @@ def test_the_official_grid() -> None:
     broken = {3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001)}
     for steps in range(1, T + 1):
         if steps in broken:
-            with pytest.raises(ValueError, match=f"steps = {steps} puts the official grid on"):
-                schedule.times(steps, spacing="leading", convention="official")
+            with pytest.raises(ValueError, match=f"steps = {steps} puts the published grid on"):
+                schedule.times(steps, spacing="leading", convention="published")
             continue
-        times = schedule.times(steps, spacing="leading", convention="official")
+        times = schedule.times(steps, spacing="leading", convention="published")
         np.testing.assert_array_equal(times, [*range(0, T, T // steps)][::-1] + [-1])
-    assert len(schedule.times(30, spacing="leading", convention="official")) - 1 == 31
-    assert len(schedule.times(50, spacing="leading", convention="official")) - 1 == 50
+    assert len(schedule.times(30, spacing="leading", convention="published")) - 1 == 31
+    assert len(schedule.times(50, spacing="leading", convention="published")) - 1 == 50
 
 
 def test_given_times_are_taken_as_they_are() -> None:
@@ -440,12 +440,12 @@ def test_bad_times_are_refused() -> None:
         schedule.times(10, spacing="trailling")
     with refused("convention must be one of .*; got 'pndm'"):
         schedule.times(10, convention="pndm")
-    with refused('convention "?\'?official.* goes with spacing "leading"'):
-        schedule.times(10, spacing="karras", convention="official")
-    with refused('start does not go with convention "official"'):
-        schedule.times(10, spacing="leading", convention="official", start=500)
+    with refused('convention "?\'?published.* goes with spacing "leading"'):
+        schedule.times(10, spacing="karras", convention="published")
+    with refused('start does not go with convention "published"'):
+        schedule.times(10, spacing="leading", convention="published", start=500)
     with refused("past the last one"):
-        schedule.times(1000, spacing="leading", convention="sd")
+        schedule.times(1000, spacing="leading", convention="offset")
     for start in (-1, -5, 1000, math.nan):
         with refused("start must be above -1.0 and at most 999.0"):
             schedule.times(10, start=start)
@@ -463,7 +463,7 @@ def test_bad_times_are_refused() -> None:
         with refused("is for beta schedules"):
             other.times(10, spacing="leading")
         with refused("is for beta schedules"):
-            other.times(10, convention="official")
+            other.times(10, convention="published")
 
 
 def test_bad_schedules_are_refused() -> None:

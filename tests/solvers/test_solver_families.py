@@ -6,7 +6,6 @@ import json
 import math
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -24,8 +23,7 @@ from fastdiff import (
     build_tableau,
     solver_names,
 )
-from fastdiff.app import solver_table
-from fastdiff.solvers import adams, compat, pndm, unipc
+from fastdiff.solvers import adams, pndm, published, unipc
 from fastdiff.solvers.lagrange import lagrange_means
 from fastdiff.solvers.registry import get_solver
 from fastdiff.tableau import Trace
@@ -75,7 +73,7 @@ def test_lagrange_means_are_exact_integrals(nodes: list[str], end: str, order: i
 
 
 def weights(function: adams.Weights, schedule: NoiseSchedule, times: list[float], u: float) -> Any:
-    run = Trace(schedule, [*reversed(times), u], predicts="epsilon", prediction=None)
+    run = Trace(schedule, [*reversed(times), u], solves_for="epsilon", prediction=None)
     return np.array(function(run, times, times[0], u))
 
 
@@ -116,27 +114,27 @@ def test_ipndm_v_in_equal_steps_is_adams_bashforth(order: int) -> None:
 def test_published_weights_have_their_slips() -> None:
     """Numbers found by running the published code; the exact ones beside them."""
     grid = [4.1, 5.2, 7.0, 10.0]
-    three = weights(compat._published, VE, grid[:3], 3.3)
+    three = weights(published._published, VE, grid[:3], 3.3)
     np.testing.assert_allclose(three, [1.830, -1.115, 0.285], atol=5e-4)
     exact = weights(adams.in_sigma, VE, grid[:3], 3.3)
     np.testing.assert_allclose(exact, [1.568, -0.694, 0.125], atol=1e-3)
-    uniform = weights(compat._published, VE, [4.0, 5.0, 6.0, 7.0], 3.0)
+    uniform = weights(published._published, VE, [4.0, 5.0, 6.0, 7.0], 3.0)
     np.testing.assert_allclose(uniform, [2.375, -2.708, 1.792, -0.458], atol=5e-4)
     # EDM's seven-point grid, i = 2 and 3; there the weights do not even sum to one.
     edm = [80.0, 30.1833, 9.7232, 2.5152, 0.46998]
     np.testing.assert_allclose(
-        weights(compat._published, VE, [9.7232, 30.1833, 49.0], 2.5152).sum(), 1, atol=1e-12
+        weights(published._published, VE, [9.7232, 30.1833, 49.0], 2.5152).sum(), 1, atol=1e-12
     )
     schedule = NoiseSchedule.edm()
-    third = weights(compat._published, schedule, edm[2::-1], edm[3])
+    third = weights(published._published, schedule, edm[2::-1], edm[3])
     np.testing.assert_allclose(third, [1.670, -0.873, 0.203], atol=5e-4)
     np.testing.assert_allclose(
         weights(adams.in_sigma, schedule, edm[2::-1], edm[3]), [1.239, -0.265, 0.026], atol=1e-3
     )
-    fourth = weights(compat._published, schedule, edm[3::-1], edm[4])
+    fourth = weights(published._published, schedule, edm[3::-1], edm[4])
     assert fourth.sum() == pytest.approx(1.00014, abs=5e-6)
     for order in (1, 2):  # where it has none
-        found = weights(compat._published, VE, grid[:order], 3.3)
+        found = weights(published._published, VE, grid[:order], 3.3)
         np.testing.assert_allclose(found, weights(adams.in_sigma, VE, grid[:order], 3.3))
 
 
@@ -249,7 +247,7 @@ def test_the_two_starts_of_fon() -> None:
     """The repository evaluates where the true Runge-Kutta start does, but forms its derivatives
     over one training index, the inner ones at the base state."""
     true = build_tableau("fon", LINEAR, 8, spacing="leading")
-    published = build_tableau("fon", LINEAR, 8, spacing="leading", warm_up="repository")
+    published = build_tableau("fon", LINEAR, 8, spacing="leading", warm_up="published")
     assert [s.time for s in true.stages] == [s.time for s in published.stages]
     assert true.nfe == 8 + 9
 
@@ -267,7 +265,7 @@ def test_the_two_starts_of_fon() -> None:
     d3 = index_difference(f(x + h / 2 * d2, m), x)
     d4 = index_difference(f(x + h * d3, u), x)
     expected = x + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-    one = build_tableau("fon", LINEAR, spacing=[t, u], warm_up="repository")
+    one = build_tableau("fon", LINEAR, spacing=[t, u], warm_up="published")
     np.testing.assert_allclose(run_rows(one, f, NOISE), expected, rtol=1e-11, atol=1e-12)
 
     # The true start's derivative is that of the flow: the one of the transfer at no distance.
@@ -289,21 +287,20 @@ def test_what_the_families_refuse() -> None:
         ("deis", {"kind": "tabs"}, "kind must be one of tab, rhoab, logrhoab; got 'tabs'"),
         ("unipc", {"order": 4}, "order must be 1, 2 or 3; got 4"),
         ("unipc", {"variant": "bh3"}, "variant must be bh1 or bh2; got 'bh3'"),
-        ("fon", {"warm_up": "other"}, "warm_up must be true or repository; got 'other'"),
+        ("fon", {"warm_up": "other"}, "warm_up must be true or published; got 'other'"),
     ):
         with pytest.raises(ValueError, match=message):
             build_tableau(solver, LINEAR, 4, **options)
-    with pytest.raises(ValueError, match="warm_up 'repository' is for beta schedules; got edm"):
-        build_tableau("fon", NoiseSchedule.edm(), 4, warm_up="repository")
+    with pytest.raises(ValueError, match="warm_up 'published' is for beta schedules; got edm"):
+        build_tableau("fon", NoiseSchedule.edm(), 4, warm_up="published")
     for solver in ("classical_rk4", "fon"):
-        with pytest.raises(ValueError, match='no time derivatives in convention "official"'):
-            build_tableau(solver, LINEAR, 4, spacing="leading", convention="official")
+        with pytest.raises(ValueError, match='no time derivatives in convention "published"'):
+            build_tableau(solver, LINEAR, 4, spacing="leading", convention="published")
 
 
 # == Orders ========================================================================================
 
-# Of every deterministic solver with its defaults; docs/orders.md has the tables and the reasons.
-ORDER = {"classical_rk4": 4, "fon": 4, "ddim": 1, "euler": 1, "classical_euler": 1}
+# docs/orders.md has the tables and the reasons.
 BENT = ("ipndm", "ipndm_v", "ipndm_v_published", "deis")  # on their way to their orders
 
 
@@ -312,7 +309,7 @@ def test_orders_as_shipped() -> None:
     for solver in orders.deterministic_solvers():
         if solver not in BENT:
             (slope,) = orders.slopes(orders.errors(solver, orders.MILD, (80, 160)))
-            assert slope == pytest.approx(ORDER.get(solver, 2), abs=0.3), solver
+            assert slope == pytest.approx(get_solver(solver).order, abs=0.3), solver
 
 
 @pytest.mark.parametrize("case", orders.EXACT_STARTS, ids=lambda c: orders.label(*c[:2]))
@@ -337,7 +334,7 @@ def test_orders_as_shipped_over_three_halvings(solver: str, problem: str) -> Non
     elif solver in BENT:
         assert 1.6 < mean < 2.6 and errors[-1] < 3e-6
     else:
-        assert mean == pytest.approx(ORDER.get(solver, 2), abs=0.2)
+        assert mean == pytest.approx(get_solver(solver).order, abs=0.2)
 
 
 @pytest.mark.slow
@@ -449,9 +446,9 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "snr": st.floats(0.01, 0.5),
         "corrections": st.integers(1, 3),
         "predictor": st.sampled_from(["reverse_diffusion", "euler_maruyama", "none"]),
-        "compat": st.sampled_from([None, "pds"]),
+        "norms": st.sampled_from(["sample", "batch"]),
     },
-    "fon": {"warm_up": st.sampled_from(["true", "repository"])},
+    "fon": {"warm_up": st.sampled_from(["true", "published"])},
     **{
         f"{kind}_churn": {
             "churn": st.floats(0, 100),
@@ -483,7 +480,7 @@ def option_sets(draw: Any) -> tuple[str, NoiseSchedule, dict[str, Any]]:
     given: dict[str, Any] = {"steps": draw(st.integers(1, 9)), **options}
     differentiates = solver in ("euler_maruyama", "predictor_corrector")  # official cannot be
     if name == "linear" and solver not in CLASSICAL and not differentiates:
-        given["convention"] = draw(st.sampled_from(["aligned", "aligned", "official", "sd"]))
+        given["convention"] = draw(st.sampled_from(["aligned", "aligned", "published", "offset"]))
     if given.get("convention", "aligned") != "aligned":
         given["spacing"] = "leading"
         if given["steps"] in (3, 9):  # grids the official index does not reach
@@ -566,36 +563,3 @@ def test_any_options_make_a_valid_tableau(case: Any) -> None:
 @given(case=option_sets())
 def test_a_thousand_option_sets_make_valid_tableaux(case: Any) -> None:
     valid(*case)
-
-
-# == The support matrix ============================================================================
-
-PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
-
-
-@pytest.fixture(scope="module")
-def matrix() -> list[dict[str, str]]:
-    return solver_table.support_matrix()
-
-
-def test_the_page_the_command_and_the_code_agree(matrix: list[dict[str, str]]) -> None:
-    page = PAGE.read_text()
-    assert solver_table.load_support() == matrix
-    assert solver_table.renew(page, matrix) == page
-    with pytest.raises(ValueError, match="the page must have the line <!-- support matrix: begin"):
-        solver_table.renew("no table here", matrix)
-
-
-def test_the_support_matrix_says_what_is_so(matrix: list[dict[str, str]]) -> None:
-    """Entries known from elsewhere."""
-    rows = {row["solver"]: row for row in matrix}
-    assert list(rows) == solver_names()
-    assert rows["f_pndm"]["calls at S steps"] == "S + 9"
-    assert rows["heun"]["calls at S steps"] == "2 S - 1"
-    assert (rows["ddim"]["noise"], rows["ddim"]["per-sample rows"]) == ("eta", "eta")
-    assert (rows["heun_churn"]["noise"], rows["heun_churn"]["per-sample rows"]) == ("churn", "none")
-    assert (rows["lcm"]["noise"], rows["lcm"]["order"]) == ("always", "-")
-    assert rows["fon"]["conventions"] == "aligned, sd"
-    for solver in orders.deterministic_solvers():
-        if solver != "ipndm_v_published":
-            assert rows[solver]["order"] == str(ORDER.get(solver, 2))

@@ -34,13 +34,13 @@ def golden_run(solver: str, steps: int, convention: str = "aligned") -> float:
     return sampler(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
-# Made once with an independent implementation, and for ddim, s_pndm and f_pndm under "official"
+# Made once with an independent implementation, and for ddim, s_pndm and f_pndm under "published"
 # with the published code itself, its table in float64.
 SOLVERS = ("ddim", "s_pndm", "f_pndm", "plms", "ipndm")
 GOLDENS = {
     ("aligned", 10): "0.672283391331 0.743559022432 0.792521676056 0.792308928942 0.791979660662",
     ("aligned", 50): "0.771350104878 0.796320235014 0.799413244975 0.799413184891 0.799412993851",
-    ("official", 10): "0.675372550115 0.745042027675 0.793142031039 0.792920175893 0.792612884996",
+    ("published", 10): "0.675372550115 0.745042027675 0.793142031039 0.792920175893 0.792612884996",
 }
 
 
@@ -80,10 +80,10 @@ def test_coefficients_of_one_transfer(
     assert stage.writes[0].output == pytest.approx(C, abs=1e-12, rel=0)
 
 
-@pytest.mark.parametrize("predicts", ["epsilon", "sample"])
-def test_a_transfer_of_no_distance_is_the_identity(predicts: str) -> None:
+@pytest.mark.parametrize("solves_for", ["epsilon", "sample"])
+def test_a_transfer_of_no_distance_is_the_identity(solves_for: str) -> None:
     for schedule, t in ((LINEAR, 500.0), (LINEAR, 0.0), (NoiseSchedule.edm(), 3.0)):
-        run = Trace(schedule, [t, -1.0], predicts=predicts, prediction=None)
+        run = Trace(schedule, [t, -1.0], solves_for=solves_for, prediction=None)
         moved = run.transfer(run.x, Form({"d": 1.0}), t, t)
         assert moved.terms == run.x.terms
 
@@ -91,7 +91,7 @@ def test_a_transfer_of_no_distance_is_the_identity(predicts: str) -> None:
 def test_ddim_is_the_first_of_the_multistep_family() -> None:
     times = LINEAR.times(12)
     ab1 = trace_solver(
-        "ab1", lambda run: pndm.multistep(run, order=1), LINEAR, times, predicts="epsilon"
+        "ab1", lambda run: pndm.multistep(run, order=1), LINEAR, times, solves_for="epsilon"
     )
     assert ab1.stages == build_tableau("ddim", LINEAR, 12).stages
     assert ab1.stages == build_tableau("euler", LINEAR, 12).stages
@@ -123,11 +123,11 @@ def test_network_calls(steps: int) -> None:
     for solver, calls in expected.items():
         tableau = build_tableau(solver, LINEAR, steps, spacing="leading")
         assert (tableau.nfe, tableau.steps) == (calls, steps), solver
-    official = build_tableau("f_pndm", LINEAR, 10, spacing="leading", convention="official")
+    official = build_tableau("f_pndm", LINEAR, 10, spacing="leading", convention="published")
     assert official.nfe == 19
     # The official end is not clean, so with few steps all of them are Runge-Kutta steps.
     for few in (1, 2):
-        official = build_tableau("f_pndm", LINEAR, few, spacing="leading", convention="official")
+        official = build_tableau("f_pndm", LINEAR, few, spacing="leading", convention="published")
         assert official.nfe == 4 * few
 
 
@@ -150,7 +150,7 @@ def test_f_pndm_evaluates_where_the_paper_says() -> None:
     assert [stage.time for stage in tableau.stages[1:]] == [
         *(800, 700, 700, 600), *(600, 500, 500, 400), *(400, 300, 300, 200), 200, 0
     ]  # fmt: skip
-    official = build_tableau("f_pndm", LINEAR, 1, spacing="leading", convention="official")
+    official = build_tableau("f_pndm", LINEAR, 1, spacing="leading", convention="published")
     assert [stage.time for stage in official.stages[1:]] == [0, 0, 0, 0]  # never below the last
 
 
@@ -281,15 +281,15 @@ def test_a_solver_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "midpoint" in solver_names()
     known = get_solver("midpoint")
     assert known.summary == "The midpoint rule, with the midpoint anywhere."
-    assert known.options == {"where": 0.5} and known.predicts == "epsilon"
+    assert known.options == {"where": 0.5} and known.solves_for == "epsilon"
     tableau = build_tableau("midpoint", LINEAR, 4, where=0.25)
     assert tableau.nfe == 8 and tableau.slots == 2
     errors = orders.errors("midpoint", MILD, (40, 80, 160))
     np.testing.assert_allclose(orders.slopes(errors), 2, atol=0.2)
     with pytest.raises(ValueError, match="'midpoint' is registered already"):
         register_solver("midpoint", midpoint)
-    with pytest.raises(ValueError, match="predicts must be 'epsilon' or 'sample'; got 'v'"):
-        register_solver("another", midpoint, predicts="v")
+    with pytest.raises(ValueError, match="solves_for must be 'epsilon' or 'sample'; got 'v'"):
+        register_solver("another", midpoint, solves_for="v")
     with pytest.raises(TypeError, match="ddim has no option 'order'; its options: eta"):
         build_tableau("ddim", LINEAR, 4, order=2)
     with pytest.raises(TypeError, match="euler has no option 'eta'; its options: none"):
@@ -306,4 +306,4 @@ def test_a_solver_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_solver_says_what_it_is() -> None:
     for name in solver_names():
         known = get_solver(name)
-        assert known.summary.endswith(".") and known.predicts in ("epsilon", "sample")
+        assert known.summary.endswith(".") and known.solves_for in ("epsilon", "sample")

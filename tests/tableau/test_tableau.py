@@ -121,8 +121,8 @@ def test_rows_equal_the_textbook(solver: str, steps: int) -> None:
     check(solver, LINEAR, steps=steps, prediction="v_prediction", clip=1.0, spacing="karras")
     # The official grid has no 3 steps, and no derivative in time; its end is not clean.
     if steps != 3 and solver not in (*COMPARISONS, "euler_maruyama"):
-        check(solver, LINEAR, steps=steps, spacing="leading", convention="official")
-    check(solver, LINEAR, steps=steps, spacing="leading", convention="sd", prediction="both")
+        check(solver, LINEAR, steps=steps, spacing="leading", convention="published")
+    check(solver, LINEAR, steps=steps, spacing="leading", convention="offset", prediction="both")
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
@@ -289,7 +289,7 @@ def test_sixteen_reads_are_served_and_seventeen_refused() -> None:
         return x
 
     times = LINEAR.times(30)
-    settings_ = {"schedule": LINEAR, "times": times, "predicts": "epsilon"}
+    settings_ = {"schedule": LINEAR, "times": times, "solves_for": "epsilon"}
     tableau = trace_solver("long", long_memory, **settings_, memory=16)
     assert max(len(s.reads) for s in tableau.stages) == 16 and tableau.slots == 16
     with pytest.raises(ValueError, match=r"stages\[\d+\] may read 16 slots; got 17"):
@@ -301,7 +301,7 @@ def test_sixteen_reads_are_served_and_seventeen_refused() -> None:
 
 def traced(function: Any, steps: int = 3, **settings: Any) -> Tableau:
     return trace_solver(
-        "test", function, LINEAR, LINEAR.times(steps), **{"predicts": "epsilon", **settings}
+        "test", function, LINEAR, LINEAR.times(steps), **{"solves_for": "epsilon", **settings}
     )
 
 

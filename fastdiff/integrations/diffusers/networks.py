@@ -20,7 +20,7 @@ class DiffusersUNet(NetworkDenoiser):
     `encoder_hidden_states` (required), `added_cond_kwargs`, `cross_attention_kwargs`, ...
     """
 
-    predicts = "epsilon"
+    usual_prediction = "epsilon"
 
     @staticmethod
     def recognises(network: Any) -> bool:
@@ -46,7 +46,7 @@ class FlowTransformer(NetworkDenoiser):
     shift and the times it was trained on.
     """
 
-    predicts, fixed = "flow", True
+    usual_prediction, only_prediction = "flow", True
 
     @staticmethod
     def recognises(network: Any) -> bool:

@@ -15,7 +15,7 @@ class KDiffusionDenoiser(NetworkDenoiser):
     continuous models (`Denoiser`) it has to be given: `NoiseSchedule.edm(sigma_min, sigma_max)`.
     """
 
-    predicts, fixed = "sample", True
+    usual_prediction, only_prediction = "sample", True
 
     @staticmethod
     def recognises(network: Any) -> bool:

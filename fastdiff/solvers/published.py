@@ -7,7 +7,7 @@ from fastdiff.solvers.registry import solver
 from fastdiff.tableau import Form, Trace
 
 
-@solver("ipndm_v_published")
+@solver("ipndm_v_published", order=1, family="exact multistep")
 def ipndm_v_published(trace: Trace, order: int = 4) -> Form:
     """iPNDM-v with the weights of its published code (three slips; see ipndm_v for the exact ones).
 
