@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastdiff.files import write_whole
 
 ROUNDING = "(x + 1) * 127.5 to the nearest whole number, ties to even, held in 0..255"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -29,17 +30,6 @@ def to_bytes(x: Tensor) -> Tensor:
 def from_bytes(images: Tensor) -> Tensor:
     """uint8 images to float64 in [-1, 1]."""
     return images.double() / 127.5 - 1
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name and rename it: it is there whole or not at all.
-
-    The temporary name depends on the file's alone, so what a killed process left is overwritten by
-    the one that takes up its work.
-    """
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    part.replace(path)
 
 
 def write_png(path: Path, image: Tensor) -> None:
@@ -98,8 +88,8 @@ def read_images(paths: Sequence[Path], shape: Sequence[int] | None, argument: st
         shape = tuple(image.shape) if shape is None else tuple(shape)
         if tuple(image.shape) != shape:
             raise ValueError(
-                f"{argument} must hold images of one shape, {_x(shape)}; {path} is "
-                f"{_x(image.shape)}"
+                f"{argument} must hold images of one shape, {dims(shape)}; {path} is "
+                f"{dims(image.shape)}"
             )
         images.append(image)
     return torch.stack(images)
@@ -116,9 +106,9 @@ def contact_sheet(paths: Sequence[Path], out: Path, columns: int = 10) -> None:
     blank = images.new_full((rows * columns - len(images), *images.shape[1:]), 255)
     grid = torch.cat([images, blank]).unflatten(0, (rows, columns))
     grid = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_png(out, F.pad(grid, (2, 0, 2, 0), value=255))
 
 
-def _x(shape: Sequence[int]) -> str:
+def dims(shape: Sequence[int]) -> str:
+    """A shape as people write it: 3x32x32."""
     return "x".join(map(str, shape))

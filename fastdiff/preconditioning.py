@@ -14,7 +14,6 @@ covariance, Langevin dynamics keep their stationary law; the reverse-diffusion p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.images import image_files, read_images, write_whole
+from fastdiff.files import read_tensors, write_tensors
+from fastdiff.images import image_files, read_images
 from fastdiff.ops import SpectralGains, spectral_filter
 from fastdiff.ops.common import FLOATS, wide_dtype
 from fastdiff.ops.spectral_filter import mirrored
@@ -76,32 +76,19 @@ class MaskStatistics:
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file: tensors log_power and mean_square, the rest as metadata."""
-        from safetensors.torch import save_file
-
         tensors = {"log_power": self.log_power}
         if self.mean_square is not None:
             tensors["mean_square"] = self.mean_square
         words = {"count": self.count, "flipped": self.flipped, "source": self.source}
-        metadata = {"format": FORMAT, "statistics": json.dumps(words)}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda part: save_file(tensors, part, metadata))
+        write_tensors(Path(path), tensors, {"format": FORMAT, "statistics": words})
 
     @classmethod
     def load(cls, path: Path | str) -> MaskStatistics:
         """Read what `save` wrote. Raises ValueError for another file."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} must be a safetensors file of masks: {error}") from None
+        tensors, metadata = read_tensors(path, "a safetensors file of masks")
         if metadata.get("format") != FORMAT or "log_power" not in tensors:
             raise ValueError(f"{path} must be of the format {FORMAT!r}; got metadata {metadata}")
-        return cls(tensors["log_power"], tensors.get("mean_square"),
-                   **json.loads(metadata["statistics"]))  # fmt: skip
+        return cls(tensors["log_power"], tensors.get("mean_square"), **metadata["statistics"])
 
 
 def estimate_masks(

@@ -111,7 +111,7 @@ def evaluate(
     from fastdiff.app import evaluate as evaluation
     from fastdiff.app.digits_quality import evaluate_digits
     from fastdiff.app.generate import first_process, generate, load_model
-    from fastdiff.training.loop import write_json
+    from fastdiff.files import write_json
 
     with _clear_errors():
         options = _given(solver=solver, steps=steps, spacing=spacing, convention=convention,

@@ -24,6 +24,7 @@ import fastdiff
 from fastdiff.app.distances import Estimate, paired_error
 from fastdiff.app.doctor import examine, warnings
 from fastdiff.app.machine import cpu_model
+from fastdiff.files import write_whole
 from fastdiff.models import load_digits, load_digits_reference
 from fastdiff.models.photographs import load_photographs
 from fastdiff.ops import allocate_slots, multistep_step_ref, multistep_step_unchecked
@@ -330,7 +331,5 @@ def _save(figure: Any, path: Path) -> None:
     """Write whole or not at all."""
     import matplotlib.pyplot as plt
 
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=110, format="png")
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
     plt.close(figure)
-    part.replace(path)

@@ -23,6 +23,7 @@ from fastdiff.app.distances import (
     paired_error,
 )
 from fastdiff.app.machine import cpu_model
+from fastdiff.files import write_json, write_tensors
 from fastdiff.models import (
     DigitFeatures,
     load_digits,
@@ -32,7 +33,6 @@ from fastdiff.models import (
 from fastdiff.ops import seeded_noise
 from fastdiff.sampler import Sampler
 from fastdiff.solvers import build_tableau
-from fastdiff.training.loop import write_json, write_safetensors
 from fastdiff.training.recipes.digits import CLASSES, CLEAN, NOISIEST, digits_schedule, digits_split
 
 COMMAND = "fastdiff eval --model digits --all-solvers"
@@ -129,7 +129,7 @@ def converged_digits(path: str | os.PathLike[str], progress: bool = True) -> dic
         "made_by": "fastdiff.app.digits_quality.converged_digits",
         "torch": torch.__version__,
     }
-    write_safetensors(Path(path), {"noise": noise, "labels": labels, "x0": x0}, metadata)
+    write_tensors(Path(path), {"noise": noise, "labels": labels, "x0": x0}, metadata, beside=True)
     return metadata
 
 

@@ -30,14 +30,15 @@ from fastdiff.app.distances import (
     moments,
 )
 from fastdiff.app.machine import cpu_model
+from fastdiff.files import write_whole
 from fastdiff.images import (
     RECIPE,
     ROUNDING,
     from_bytes,
     image_files,
     read_images,
+    dims,
     to_bytes,
-    write_whole,
 )
 from fastdiff.models import load_digits_features
 from fastdiff.training.recipes.digits import digits_split
@@ -82,7 +83,6 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write an .npz file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
 
         def write(part: Path) -> None:
             with part.open("wb") as file:
@@ -212,7 +212,7 @@ def summary(report: dict[str, Any]) -> str:
     """The report for the terminal."""
     images, features = report["images"], report["features"]
     lines = [
-        ("images", f"{images['count']:,} of {_x(images['shape'])} from {images['source']}"),
+        ("images", f"{images['count']:,} of {dims(images['shape'])} from {images['source']}"),
         ("reading", report["reading"]),
         ("features", f"{features['name']}, {features['dimensions']}: {features['what']}"),
     ]
@@ -225,7 +225,7 @@ def summary(report: dict[str, Any]) -> str:
     if "frechet" in report:
         reference = report["reference"]
         lines += [
-            ("reference", f"{reference['count']:,} of {_x(reference['shape'])} from "
+            ("reference", f"{reference['count']:,} of {dims(reference['shape'])} from "
                           f"{reference['source']}"),
             ("estimator", report["estimator"]),
             ("Frechet", _interval(report["frechet"])),
@@ -254,7 +254,8 @@ def _compare(
         floor = _floor(theirs.values)
     if known.shape != ours.shape:
         raise ValueError(
-            f"images and reference must have one shape; got {_x(ours.shape)} and {_x(known.shape)}"
+            f"images and reference must have one shape; got {dims(ours.shape)} and "
+            f"{dims(known.shape)}"
         )
     if known.mean.shape != ours.values.shape[1:]:
         raise ValueError(
@@ -349,7 +350,7 @@ def feature_space(name: str, shape: Sequence[int], argument: str) -> FeatureSpac
     """
     if name == "digits":
         if tuple(shape) != (1, 8, 8):
-            raise ValueError(f"{argument} must be 1x8x8 for features 'digits'; got {_x(shape)}")
+            raise ValueError(f"{argument} must be 1x8x8 for features 'digits'; got {dims(shape)}")
         classifier = load_digits_features()
         return FeatureSpace(
             name,
@@ -359,7 +360,7 @@ def feature_space(name: str, shape: Sequence[int], argument: str) -> FeatureSpac
     if name == "pixels":
         if min(shape[1:]) < 8:
             raise ValueError(f"{argument} must be at least 8x8 for features 'pixels'; "
-                             f"got {_x(shape)}")  # fmt: skip
+                             f"got {dims(shape)}")  # fmt: skip
         return FeatureSpace(
             name,
             "lowest cosine coefficients (16 of brightness, 4 of each colour difference) of the "
@@ -430,7 +431,3 @@ def _inception(name: str) -> FeatureSpace:
 def _interval(estimate: Sequence[float]) -> str:
     value, low, high = (f"{number:.4g}" for number in estimate)
     return f"{value}  ({low} .. {high})"
-
-
-def _x(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.app.machine import cpu_model
-from fastdiff.images import RECIPE, ROUNDING, SUFFIXES, to_bytes, write_png, write_whole
+from fastdiff.files import write_json
+from fastdiff.images import RECIPE, ROUNDING, SUFFIXES, to_bytes, write_png
 from fastdiff.integrations.diffusers.networks import load_diffusers, read_configs
 from fastdiff.models import load_digits
 from fastdiff.sampler import Sampler
@@ -205,8 +206,7 @@ def _prepare(folder: Path, recipe: dict[str, Any], count: int, device: torch.dev
             "fastdiff": fastdiff.__version__}  # fmt: skip
     if here not in made_on:
         made_on.append(here)
-    text = json.dumps(recipe | {"num_images": count, "made_on": made_on}, indent=1) + "\n"
-    write_whole(folder / RECIPE, lambda part: part.write_text(text))
+    write_json(folder / RECIPE, recipe | {"num_images": count, "made_on": made_on})
 
     start, batch = recipe["seed_start"], recipe["batch"]
     missing: Missing = []

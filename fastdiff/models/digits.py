@@ -6,15 +6,12 @@ beside them.
 
 from __future__ import annotations
 
-import json
-from importlib.resources import as_file, files
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastdiff.models.assets import read_asset
 from fastdiff.models.unet import UNet, UNetConfig
 
 
@@ -55,7 +52,7 @@ def load_digits() -> tuple[UNet, dict[str, Any]]:
     It predicts epsilon for `NoiseSchedule.linear_beta(1e-4, 0.02, 1000)`, images [B, 1, 8, 8] in
     [-1, 1], labels 0..9 and 10 for none.
     """
-    tensors, metadata = _read_asset("digits.safetensors")
+    tensors, metadata = read_asset("digits.safetensors")
     unet = UNet(UNetConfig.from_dict(metadata["unet"]))
     unet.load_state_dict(_part(tensors, "unet."))
     return unet.eval().requires_grad_(False), metadata
@@ -63,7 +60,7 @@ def load_digits() -> tuple[UNet, dict[str, Any]]:
 
 def load_digits_features() -> DigitFeatures:
     """The committed classifier, float32, in eval mode."""
-    tensors, metadata = _read_asset("digits.safetensors")
+    tensors, metadata = read_asset("digits.safetensors")
     model = DigitFeatures(**metadata["features"])
     model.load_state_dict(_part(tensors, "features."))
     return model.eval().requires_grad_(False)
@@ -75,17 +72,8 @@ def load_digits_reference() -> dict[str, Tensor]:
     "noise" [64, 1, 8, 8] float32, "labels" [64] int64, "x0" [64, 1, 8, 8] float64: what a solver of
     the probability-flow ODE should make of that noise and those labels.
     """
-    return _read_asset("digits_reference.safetensors")[0]
+    return read_asset("digits_reference.safetensors")[0]
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _read_asset(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    with (
-        as_file(files("fastdiff") / "assets" / name) as path,
-        safe_open(path, framework="pt") as file,
-    ):
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118

@@ -6,15 +6,13 @@ held-out losses are in the JSON beside it. Images lie in [0, 1].
 
 from __future__ import annotations
 
-import json
 import math
-from importlib.resources import as_file, files
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from fastdiff.models.assets import read_asset
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedule import NoiseSchedule
 
@@ -58,12 +56,8 @@ def load_photographs() -> tuple[NoiseConditional, dict[str, Any]]:
 
     It predicts epsilon for its `schedule`; images [B, 3, 32, 32] in [0, 1].
     """
-    with (
-        as_file(files("fastdiff") / "assets" / "photographs.safetensors") as path,
-        safe_open(path, framework="pt") as file,
-    ):
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    halves, metadata = read_asset("photographs.safetensors")
+    tensors = {name: half.float() for name, half in halves.items()}
     model = NoiseConditional(UNetConfig.from_dict(metadata["unet"]), *metadata["sigmas"])
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False), metadata

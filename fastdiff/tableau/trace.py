@@ -224,11 +224,8 @@ class Trace:
             alpha, sigma = self.alpha(t), self.sigma(t)
             factor = sigma if self.solves_for == "epsilon" else alpha
             return {seen: factor / (alpha**2 + sigma**2)}
-        convert = (
-            self.prediction.to_epsilon
-            if self.solves_for == "epsilon"
-            else self.prediction.to_sample
-        )
+        kind = self.prediction
+        convert = kind.to_epsilon if self.solves_for == "epsilon" else kind.to_sample
         of_output, of_state = convert(self.alpha(t), self.sigma(t))
         return {Value("output", self.stage): of_output, seen: of_state}
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import json
 import math
 import os
 import signal
@@ -26,9 +25,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+
+from fastdiff.files import read_tensors, write_tensors
 
 Batch = dict[str, Tensor]
 """Tensors of one step. Those with dimensions share their first one, the batch; scalars are for
@@ -213,7 +212,9 @@ def train(
                 if state.best is None or entry[config.keep_best] < state.best[config.keep_best]:
                     state.best = state.history[-1]
                     if folder is not None and rank == 0:
-                        write_safetensors(folder / BEST, ema.state_dict(), {"progress": state.best})
+                        write_tensors(
+                            folder / BEST, ema.state_dict(), {"progress": state.best}, beside=True
+                        )
             bar.update()
             if state.step % config.save_every == 0 or last or stop:
                 settle()
@@ -231,37 +232,6 @@ def derive_seed(*parts: int) -> int:
     """A 63-bit seed from integers: the same everywhere, unrelated for different parts."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors, with the metadata as JSON in the file's header and again in a `.json` beside
-    it for people.
-
-    Each file is written under a temporary name and renamed; the header makes the pair one atomic
-    unit.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = {key: json.dumps(value) for key, value in metadata.items()}
-    copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    content = save(copies, metadata=text)
-    _replace(path, lambda temporary: temporary.write_bytes(content))
-    write_json(path.with_suffix(".json"), metadata)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save(
@@ -287,7 +257,7 @@ def _save(
         "scaler": scaler.state_dict(),
         "torch": torch.__version__,
     }
-    write_safetensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata, beside=True)
 
 
 def _restore(
@@ -298,9 +268,7 @@ def _restore(
     scaler: torch.amp.GradScaler,
     config: LoopConfig,
 ) -> Progress:
-    with safe_open(path, framework="pt") as file:
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    tensors, metadata = read_tensors(path)
     for name in ("seed", "ema_decay", "clip_norm", "amp", "log_every", "evaluate_every"):
         before, now = metadata["config"][name], getattr(config, name)
         if before != now:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fastdiff import files
 from fastdiff.training import loop
 from fastdiff.training.loop import LoopConfig, train
 
@@ -223,7 +224,7 @@ def test_broken_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path) -> None
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    loop.write_safetensors(path, {"a": torch.ones(3)}, {"n": 1})
+    files.write_tensors(path, {"a": torch.ones(3)}, {"n": 1}, beside=True)
 
     def fail(self: Path, content: bytes) -> None:
         with open(self, "wb") as file:
@@ -232,7 +233,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
-        loop.write_safetensors(path, {"a": torch.zeros(3)}, {"n": 2})
+        files.write_tensors(path, {"a": torch.zeros(3)}, {"n": 2}, beside=True)
     assert torch.equal(load_file(path)["a"], torch.ones(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastdiff.files import read_tensors, write_tensors
 from fastdiff.models.digits import DigitFeatures
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedule import NoiseSchedule
@@ -30,7 +30,6 @@ from fastdiff.training.loop import (
     Batches,
     LoopConfig,
     train,
-    write_safetensors,
 )
 
 CLASSES = 10
@@ -192,7 +191,7 @@ def train_digits(
         progress=progress,
     )
 
-    best = load_file(Path(out) / "denoiser" / BEST)
+    best = read_tensors(Path(out) / "denoiser" / BEST)[0]
     tensors = {f"unet.{name}": value for name, value in best.items()}
     tensors |= {f"features.{name}": value for name, value in classifier.ema.state_dict().items()}
     curve = [entry for entry in denoiser.progress.history if "held_out" in entry]
@@ -238,7 +237,7 @@ def train_digits(
         "accuracy": classifier.progress.history[-1]["accuracy"],
         "fit_accuracy": classifier.progress.history[-1]["fit_accuracy"],
     }
-    write_safetensors(Path(out) / "digits.safetensors", tensors, metadata)
+    write_tensors(Path(out) / "digits.safetensors", tensors, metadata, beside=True)
     return metadata
 
 

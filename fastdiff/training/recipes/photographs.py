@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastdiff.files import read_tensors, write_tensors
 from fastdiff.models.photographs import DEVIATION, NoiseConditional
 from fastdiff.models.unet import UNetConfig
 from fastdiff.training.loop import (
@@ -27,7 +27,6 @@ from fastdiff.training.loop import (
     LoopConfig,
     derive_seed,
     train,
-    write_safetensors,
 )
 from fastdiff.training.recipes.digits import count, warm_cosine
 
@@ -190,7 +189,7 @@ def train_photographs(
         resume=resume,
         progress=progress,
     )
-    best = load_file(Path(out) / "denoiser" / BEST)
+    best = read_tensors(Path(out) / "denoiser" / BEST)[0]
     curve = [entry for entry in trained.progress.history if "held_out" in entry]
     metadata = {
         "unet": chosen.unet.to_dict(),
@@ -218,5 +217,5 @@ def train_photographs(
         "held_out_curve": [[e["step"], round(e["held_out"], 6), round(e["fit"], 6)] for e in curve],
     }
     halves = {name: value.half() for name, value in best.items()}
-    write_safetensors(Path(out) / "photographs.safetensors", halves, metadata)
+    write_tensors(Path(out) / "photographs.safetensors", halves, metadata, beside=True)
     return metadata
