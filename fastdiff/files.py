@@ -53,7 +53,8 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata that `write_tensors` wrote.
 
-    what: what errors say that the file must be. Raises ValueError for another kind. Words that are no JSON are taken as they are.
+    what: what errors say that the file must be. Words that are no JSON are taken as they are.
+    Raises ValueError for another kind of file.
     """
     from safetensors import SafetensorError, safe_open
 
