@@ -34,10 +34,10 @@ from fastdiff.files import write_whole
 from fastdiff.images import (
     RECIPE,
     ROUNDING,
+    dims,
     from_bytes,
     image_files,
     read_images,
-    dims,
     to_bytes,
 )
 from fastdiff.models import load_digits_features

@@ -26,18 +26,9 @@ import numpy as np
 
 from fastdiff.ops import row
 from fastdiff.ops.constants import READS, STAGE_NOISE, WRITES
+from fastdiff.tableau.form import Coefficient, is_one, is_zero
 
 JSON_SCHEMA = 2
-
-Coefficient = Any  # a float, or an array [B]: one per sample
-
-
-def is_zero(coefficient: Coefficient) -> bool:
-    return coefficient == 0 if isinstance(coefficient, float) else not np.any(coefficient)
-
-
-def is_one(coefficient: Coefficient) -> bool:
-    return bool(np.all(np.asarray(coefficient) == 1.0))
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ import numpy as np
 
 from fastdiff.prediction import Prediction, prediction
 from fastdiff.schedule import Array, NoiseSchedule, namespace
-from fastdiff.tableau.tableau import Coefficient, Langevin, Stage, Tableau, Write, is_one, is_zero
+from fastdiff.tableau.form import Coefficient, Form, is_one, is_zero
+from fastdiff.tableau.tableau import Langevin, Stage, Tableau, Write
 
-# == Linear forms ==================================================================================
+# == Values ========================================================================================
 
 
 class Value(NamedTuple):
@@ -38,46 +39,8 @@ class Value(NamedTuple):
     stage: int  # the stage in which it comes to be; -1 for the inputs
     number: int = 0
 
-
-class Form:
-    """A linear combination of values: {value: coefficient}. Supports + - * / with numbers."""
-
-    def __init__(self, terms: dict[Value, Coefficient]) -> None:
-        self.terms = {v: c for v, c in terms.items() if not is_zero(c)}
-
-    def __add__(self, other: Form) -> Form:
-        if not isinstance(other, Form):
-            raise TypeError(f"a solver must be linear: a form plus {other!r} has no tableau")
-        terms = dict(self.terms)
-        for value, coefficient in other.terms.items():
-            terms[value] = _sum(terms[value], coefficient) if value in terms else coefficient
-        return Form(terms)
-
-    def __mul__(self, factor: Coefficient) -> Form:
-        if isinstance(factor, Form):
-            raise TypeError("a solver must be linear: a form times a form has no tableau")
-        return Form({v: c * factor for v, c in self.terms.items()})
-
-    __rmul__ = __mul__
-    __array_ufunc__ = None  # numpy_array * form comes here, not to numpy
-
-    def __truediv__(self, divisor: Coefficient) -> Form:
-        return self * (1.0 / divisor)
-
-    def __neg__(self) -> Form:
-        return self * -1.0
-
-    def __sub__(self, other: Form) -> Form:
-        return self + other * -1.0
-
-    def __repr__(self) -> str:
-        return " + ".join(f"{c} {v.kind}{v.stage}" for v, c in self.terms.items()) or "0"
-
-
-def _sum(a: Coefficient, b: Coefficient) -> Coefficient:
-    """a + b, exactly zero where the two cancel to within rounding: then nothing is read."""
-    total = a + b
-    return total * (abs(total) > 8 * np.finfo(np.float64).eps * abs(a))
+    def __str__(self) -> str:
+        return f"{self.kind}{self.stage}"
 
 
 # == Tracing =======================================================================================

@@ -11,6 +11,7 @@ with the stock class.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.ops import weighted_sums_unchecked
-
-MOST_OPERANDS, MOST_SUMS = 8, 3
+from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
+from fastdiff.tableau import Form
 
 # Where an operand comes from: ("given", argument), ("held", attribute[, place]), ("noise", number),
 # or a Clamped.
@@ -41,68 +42,65 @@ class Clamped:
     terms: tuple[tuple[Source, float], ...]
 
 
-class Form:
+class SampleForm(Form):
     """A sample-shaped tensor as weights of sources; it lives on the CPU and has no data.
 
     Knows what stock steps do with samples: + - * /, `to`, `clamp`, `torch.stack` and `einsum` over
     a few of them. Anything else raises NotLinear.
     """
 
-    __array_ufunc__ = None  # numpy_number * form comes here
     device = torch.device("cpu")  # tables stay on the host while a step is traced
     layout = torch.strided
+    _sum = staticmethod(operator.add)  # as the stock code rounds
 
     def __init__(
         self, terms: Mapping[Source, float], shape: torch.Size, dtype: torch.dtype
     ) -> None:
-        self.terms = {source: weight for source, weight in terms.items() if weight != 0}
+        super().__init__(terms)
         self.shape, self.dtype = shape, dtype
         self.ndim = len(shape)
 
-    def __add__(self, other: Any) -> Form:
-        if isinstance(other, Form):
-            terms = dict(self.terms)
-            for source, weight in other.terms.items():
-                terms[source] = terms.get(source, 0.0) + weight
-            return Form(terms, self.shape, torch.promote_types(self.dtype, other.dtype))
+    def _like(self, terms: dict[Source, float]) -> SampleForm:
+        return SampleForm(terms, self.shape, self.dtype)
+
+    def __add__(self, other: Any) -> SampleForm:
+        if isinstance(other, SampleForm):
+            dtype = torch.promote_types(self.dtype, other.dtype)
+            return SampleForm(self._added(other), self.shape, dtype)
         if _number(other) == 0:
             return self
         raise NotLinear("a number is added to a sample")
 
     __radd__ = __add__
 
-    def __mul__(self, factor: Any) -> Form:
-        by = _number(factor)
-        return Form({s: w * by for s, w in self.terms.items()}, self.shape, self.dtype)
+    def __mul__(self, factor: Any) -> SampleForm:
+        return super().__mul__(_number(factor))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Any) -> Form:
+    def __truediv__(self, divisor: Any) -> SampleForm:
         by = _number(divisor)
         # As a tensor divides: by zero is infinite, and then refused.
         return self * (1.0 / by if by else math.inf)
 
-    def __rtruediv__(self, other: Any) -> Form:
+    def __rtruediv__(self, other: Any) -> SampleForm:
         raise NotLinear("something is divided by a sample")
 
-    def __neg__(self) -> Form:
-        return self * -1.0
+    def __sub__(self, other: Any) -> SampleForm:
+        return self + (-other if isinstance(other, SampleForm) else -_number(other))
 
-    def __sub__(self, other: Any) -> Form:
-        return self + (-other if isinstance(other, Form) else -_number(other))
-
-    def __rsub__(self, other: Any) -> Form:
+    def __rsub__(self, other: Any) -> SampleForm:
         return -self + other
 
-    def to(self, *what: Any, dtype: torch.dtype | None = None, **_: Any) -> Form:
+    def to(self, *what: Any, dtype: torch.dtype | None = None, **_: Any) -> SampleForm:
         kinds = [w for w in (*what, dtype) if isinstance(w, torch.dtype)]
-        return Form(self.terms, self.shape, kinds[0] if kinds else self.dtype)
+        return SampleForm(self.terms, self.shape, kinds[0] if kinds else self.dtype)
 
-    def clamp(self, lowest: float, highest: float) -> Form:
+    def clamp(self, lowest: float, highest: float) -> SampleForm:
         if any(isinstance(source, Clamped) for source in self.terms):
             raise NotLinear("a sample is clamped twice")
         clamped = Clamped(float(lowest), float(highest), tuple(self.terms.items()))
-        return Form({clamped: 1.0}, self.shape, self.dtype)
+        return SampleForm({clamped: 1.0}, self.shape, self.dtype)
 
     def dim(self) -> int:
         return self.ndim
@@ -131,8 +129,8 @@ class Form:
             pairs = zip(factors, forms.parts, strict=True)
             return _total(form * factor for factor, form in pairs)
         if name == "zeros_like":
-            return Form({}, args[0].shape, args[0].dtype)
-        if name == "cat" and all(isinstance(part, Form) for part in args[0]):
+            return SampleForm({}, args[0].shape, args[0].dtype)
+        if name == "cat" and all(isinstance(part, SampleForm) for part in args[0]):
             return args[0][0]  # noise drawn image by image
         raise NotLinear(f"{name or func} is taken of a sample")
 
@@ -141,35 +139,35 @@ class Form:
 class Stack:
     """What torch.stack makes of forms; good for an einsum over them."""
 
-    parts: Sequence[Form]
-    __torch_function__ = Form.__torch_function__
+    parts: Sequence[SampleForm]
+    __torch_function__ = SampleForm.__torch_function__
 
 
-def _total(forms: Iterable[Form]) -> Form:
+def _total(forms: Iterable[SampleForm]) -> SampleForm:
     first, *rest = forms
     for form in rest:
         first = first + form
     return first
 
 
-def _divide(left: Any, right: Any) -> Form:
-    if isinstance(right, Form):
+def _divide(left: Any, right: Any) -> SampleForm:
+    if isinstance(right, SampleForm):
         raise NotLinear("something is divided by a sample")
     return left / right
 
 
-def _multiply(left: Any, right: Any) -> Form:
-    form, factor = (left, right) if isinstance(left, Form) else (right, left)
+def _multiply(left: Any, right: Any) -> SampleForm:
+    form, factor = (left, right) if isinstance(left, SampleForm) else (right, left)
     return form * factor
 
 
-# Tensor (op) Form comes to __torch_function__ by these names.
-_BINARY: dict[str, Callable[[Any, Any], Form]] = {
+# Tensor (op) SampleForm comes to __torch_function__ by these names.
+_BINARY: dict[str, Callable[[Any, Any], SampleForm]] = {
     "mul": _multiply,
     "rmul": _multiply,
-    "add": lambda left, right: left + right if isinstance(left, Form) else right + left,
-    "sub": lambda left, right: left - right if isinstance(left, Form) else -right + left,
-    "rsub": lambda left, right: right - left if isinstance(right, Form) else -left + right,
+    "add": lambda left, right: left + right if isinstance(left, SampleForm) else right + left,
+    "sub": lambda left, right: left - right if isinstance(left, SampleForm) else -right + left,
+    "rsub": lambda left, right: right - left if isinstance(right, SampleForm) else -left + right,
     "div": _divide,
     "truediv": _divide,
     "true_divide": _divide,
@@ -178,7 +176,7 @@ _BINARY: dict[str, Callable[[Any, Any], Form]] = {
 
 def _number(value: Any) -> float:
     """A coefficient: a number, or a tensor whose elements are all the same."""
-    if isinstance(value, Form):
+    if isinstance(value, SampleForm):
         raise NotLinear("a sample is multiplied by a sample")
     if isinstance(value, Tensor) and value.numel() != 1:
         if value.numel() == 0 or value.ndim == 0 or not bool((value == value.flatten()[0]).all()):
@@ -205,7 +203,7 @@ class NoiseAsForms(TorchFunctionMode):
             raise NotLinear("noise of another shape is drawn")
         if shape == self.shape or not self.dtypes:  # else the next image of the same draw
             self.dtypes.append(kwargs.get("dtype") or torch.get_default_dtype())
-        return Form({("noise", len(self.dtypes) - 1): 1.0}, self.shape, self.dtypes[-1])
+        return SampleForm({("noise", len(self.dtypes) - 1): 1.0}, self.shape, self.dtypes[-1])
 
 
 # == Plans =========================================================================================
@@ -285,9 +283,12 @@ class PlanMaker:
     """Collects the sums that a traced step leaves behind, and lays them out as a plan."""
 
     def __init__(self, dtypes: Mapping[Source, torch.dtype]) -> None:
-        self.dtypes, self.sums = dtypes, list[Form]()  # dtypes of the tensors there were before
+        self.dtypes, self.sums = (
+            dtypes,
+            list[SampleForm](),
+        )  # dtypes of the tensors there were before
 
-    def held(self, form: Form) -> Held:
+    def held(self, form: SampleForm) -> Held:
         """Where this form's value is found after the step."""
         if len(form.terms) == 1:
             ((source, weight),) = form.terms.items()
@@ -301,7 +302,7 @@ class PlanMaker:
         return Held(("sum", len(self.sums) - 1))
 
     def value(self, kept: Any) -> Any:
-        if isinstance(kept, Form):
+        if isinstance(kept, SampleForm):
             return self.held(kept)
         return [self.value(part) for part in kept] if isinstance(kept, list) else kept
 
@@ -319,7 +320,7 @@ class PlanMaker:
         sources = list(dict.fromkeys(named))
         if self.sums and not sources:
             raise NotLinear("a sum of nothing")
-        if len(sources) > MOST_OPERANDS or len(self.sums) > MOST_SUMS:
+        if len(sources) > MAX_OPERANDS or len(self.sums) > MAX_SUMS:
             raise NotLinear(f"{len(self.sums)} sums of {len(sources)} tensors are too many")
         columns: list[Any] = [*sources, *clamps]
         weights = [[form.terms.get(c, 0.0) for c in columns] for form in self.sums]

@@ -32,11 +32,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastdiff.integrations.diffusers.linear_step import (
-    Form,
     NoiseAsForms,
     NotLinear,
     Plan,
     PlanMaker,
+    SampleForm,
     Source,
 )
 
@@ -340,7 +340,7 @@ class _Call:
     def trace(self) -> Plan | str:
         """Run the stock step on symbols, on a copy of the scheduler; or why it is not linear."""
         shadow, shape = copy.copy(self.scheduler), self.sample.shape
-        forms = {s: Form({s: 1.0}, shape, t.dtype) for s, t in self.sources.items()}
+        forms = {s: SampleForm({s: 1.0}, shape, t.dtype) for s, t in self.sources.items()}
         state = vars(shadow)
         for name, value in state.items():
             if name in HISTORY and isinstance(value, Tensor):
@@ -383,7 +383,7 @@ def _same(value: Any, before: Any) -> bool:
                                and value == before)  # fmt: skip
 
 
-def _fields(result: Any) -> tuple[list[Form], Callable[..., Any]]:
+def _fields(result: Any) -> tuple[list[SampleForm], Callable[..., Any]]:
     """The forms of a step's result, and what makes such a result of tensors."""
     if isinstance(result, tuple):
         fields, make = list(result), lambda *tensors: tensors
@@ -398,7 +398,7 @@ def _fields(result: Any) -> tuple[list[Form], Callable[..., Any]]:
                 filled[name] = tensor  # also the attribute
             return filled
 
-    if not all(isinstance(f, Form) for f in fields):
+    if not all(isinstance(f, SampleForm) for f in fields):
         raise NotLinear("the result holds more than samples")
     return fields, make
 
