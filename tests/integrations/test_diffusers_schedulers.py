@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.integrations import diffusers_schedulers as fused
-from fastdiff.integrations.diffusers.linear_step import Form, NotLinear
+from fastdiff.integrations.diffusers.linear_step import NotLinear, SampleForm
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -478,7 +478,7 @@ def test_forms_do_what_tensors_do():
         lambda x, y: torch.zeros_like(x) + y,
     ]
     for program in programs:
-        form = program(*(Form({(n,): 1.0}, shape, torch.float64) for n in "ab"))
+        form = program(*(SampleForm({(n,): 1.0}, shape, torch.float64) for n in "ab"))
         found = sum(weight * {"a": a, "b": b}[s[0]] for s, weight in form.terms.items())
         wanted = program(a, b)
         torch.testing.assert_close(found, wanted.double(), rtol=1e-6, atol=1e-6)
@@ -501,4 +501,4 @@ def test_forms_do_what_tensors_do():
 )
 def test_what_forms_cannot_do_is_said(program):
     with pytest.raises(NotLinear):
-        program(Form({("a",): 1.0}, torch.Size((2, 3)), torch.float32))
+        program(SampleForm({("a",): 1.0}, torch.Size((2, 3)), torch.float32))

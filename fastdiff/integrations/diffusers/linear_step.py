@@ -11,7 +11,6 @@ with the stock class.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,7 +50,6 @@ class SampleForm(Form):
 
     device = torch.device("cpu")  # tables stay on the host while a step is traced
     layout = torch.strided
-    _sum = staticmethod(operator.add)  # as the stock code rounds
 
     def __init__(
         self, terms: Mapping[Source, float], shape: torch.Size, dtype: torch.dtype
@@ -59,6 +57,10 @@ class SampleForm(Form):
         super().__init__(terms)
         self.shape, self.dtype = shape, dtype
         self.ndim = len(shape)
+
+    @staticmethod
+    def _sum(a: float, b: float) -> float:
+        return a + b  # as the stock code rounds
 
     def _like(self, terms: dict[Source, float]) -> SampleForm:
         return SampleForm(terms, self.shape, self.dtype)
@@ -283,10 +285,8 @@ class PlanMaker:
     """Collects the sums that a traced step leaves behind, and lays them out as a plan."""
 
     def __init__(self, dtypes: Mapping[Source, torch.dtype]) -> None:
-        self.dtypes, self.sums = (
-            dtypes,
-            list[SampleForm](),
-        )  # dtypes of the tensors there were before
+        self.dtypes = dtypes  # of the tensors there were before
+        self.sums = list[SampleForm]()
 
     def held(self, form: SampleForm) -> Held:
         """Where this form's value is found after the step."""
