@@ -75,7 +75,7 @@ class Sampler:
             environment the loop is stepwise. Weights may be changed in place; new ones are noticed.
         capture_key: called before each replay; a recorded loop is used where this returns what it
             did then, such as the name of the active adapter.
-        preconditioner: what the moves of "predictor_corrector", "reverse_diffusion", or any solver
+        preconditioner: what the increments of "predictor_corrector", "reverse_diffusion", or any solver
             that keeps one state, and the initial noise pass through (`fastdiff.Preconditioner`).
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
 
@@ -140,7 +140,7 @@ class Sampler:
                 f"{type(preconditioner).__name__}"
             )
         if not preconditioner.is_identity:
-            tableau.require_moves()
+            tableau.require_increments()
         self.progress = progress
         self._replay = Replay(capture, capture_key)
         self._program = Program(denoiser, tableau, dtype, dynamic_threshold, preconditioner)
@@ -162,7 +162,7 @@ class Sampler:
 
     @property
     def preconditioner(self) -> Preconditioner:
-        """What the moves pass through; the identity where none was given."""
+        """What increments pass through; the identity where none was given."""
         return self._program.preconditioner
 
     @torch.no_grad()

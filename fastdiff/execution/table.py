@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.capture import NotCapturable
-from fastdiff.execution.moves import Apply, applied_by
+from fastdiff.execution.apply import Apply, applied_by
 from fastdiff.ops import SpectralGains
 from fastdiff.tableau import Tableau
 
@@ -23,7 +23,7 @@ class Table:
     Attributes:
         rows, indices: what each launch is told (`fastdiff.ops.row`).
         times: what the network is told, float64 [stages, 1 or B].
-        moves: e, b, a, c of each stage [1 or B, 4] (`Tableau.move`); None where none is asked for.
+        increments: e, b, a, c of each stage [1 or B, 4] (`Tableau.increment`); None where none is asked for.
         levels: (alpha, sigma) after each stage, [1 or B] each.
         merge: for two-part outputs the factors of both parts, [1 or B] each; None otherwise.
         variants: reads and writes of each launch.
@@ -31,7 +31,7 @@ class Table:
         buffers: all of these numbers; those of another table of this structure may be copied in.
         structure: everything that a recorded loop fixes of a table but for the numbers.
 
-    Raises ValueError for gains where a stage is no move.
+    Raises ValueError for gains where a stage is no increment.
     """
 
     def __init__(
@@ -43,20 +43,26 @@ class Table:
     ) -> None:
         self.tableau, self.dtype, self.gains = tableau, dtype, gains
         if gains is not None:
-            tableau.require_moves()
+            tableau.require_increments()
         stages, numbers = tableau.stages, range(len(tableau.stages))
         self.buffers: list[Tensor] = []
         self.rows = self._upload([tableau.row(i) for i in numbers], dtype, device)
         self.indices = self._upload([tableau.index(i) for i in numbers], torch.int32, device)
         self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
         self.apply: list[Apply] = [applied_by(i, stages[i], gains) for i in numbers]
-        self.moves: list[Tensor] | None = None
-        self.moves_sample, self.moves_state = False, False  # whether an e, a b is not zero
+        self.increments: list[Tensor] | None = None
+        self.increments_sample, self.increments_state = (
+            False,
+            False,
+        )  # whether an e, a b is not zero
         if gains is not None or any(stage.langevin is not None for stage in stages):
-            moves = [tableau.move(i) if stages[i].is_move else np.zeros((1, 4)) for i in numbers]
-            self.moves = self._upload(moves, dtype, device)
-            self.moves_sample, self.moves_state = (
-                any(bool(move[:, column].any()) for move in moves[1:]) for column in (0, 1)
+            found = [
+                tableau.increment(i) if stages[i].is_increment else np.zeros((1, 4))
+                for i in numbers
+            ]
+            self.increments = self._upload(found, dtype, device)
+            self.increments_sample, self.increments_state = (
+                any(bool(columns[:, column].any()) for columns in found[1:]) for column in (0, 1)
             )
         self.identity = [stage.is_identity for stage in stages]
         self.stochastic = [stage.is_stochastic for stage in stages]
@@ -82,7 +88,7 @@ class Table:
             tuple(self.stochastic),
             self.scales_input,
             tuple((s.sees, s.writes[0].slot, s.time is None, s.step) for s in stages),
-            *(gains, self.moves_sample, self.moves_state),
+            *(gains, self.increments_sample, self.increments_state),
             *(tableau.slots, tableau.result, tableau.samples, tableau.from_image, tableau.clip),
             tuple(buffer.shape for buffer in self.buffers),
         )
@@ -126,10 +132,10 @@ class StageTable(Table):
         count = len(tableau.stages)
         self.identity, self.scales_input = [False] * count, True  # each writes the network's input
         self.stochastic = [tableau.stochastic] * count
-        moves = [[move] for move in self.moves] if self.moves else [[]] * count
+        increments = [[part] for part in self.increments] if self.increments else [[]] * count
         merge = self.merge or [[]] * count
         parts = [
-            [self.rows[i], self.indices[i], self.times[i], *moves[i], *merge[i]]
+            [self.rows[i], self.indices[i], self.times[i], *increments[i], *merge[i]]
             for i in range(count)
         ]
         shapes = {tuple(part.shape for part in stage) for stage in parts}
@@ -139,7 +145,7 @@ class StageTable(Table):
         self.structure = (
             *(self.variants[1], tableau.stochastic, self.tableau.slots),
             *(tableau.samples, tableau.from_image, self.merge is None),
-            *(gains, self.moves_sample, self.moves_state),
+            *(gains, self.increments_sample, self.increments_state),
             tuple(stage.step for stage in stages[: self.period]),
             *shapes,
         )
@@ -159,8 +165,8 @@ class StageTable(Table):
         self.rows, self.indices = [views[0] for views in moved], [views[1] for views in moved]
         start, length = sum(sizes[:2]), parts[0][2].nbytes
         self.times = packed[:, start : start + length].view(self.times.dtype)
-        if self.moves is not None:
-            self.moves = [views[3] for views in moved]
+        if self.increments is not None:
+            self.increments = [views[3] for views in moved]
         if self.merge is not None:
             self.merge = [views[-2:] for views in moved]
 

@@ -2,7 +2,7 @@
 
 With r = alpha_t / alpha_u < 1 and G^2 = sigma_t^2 - r^2 sigma_u^2 the data's noising from time u to
 t is x_t = r x_u + G z, for any schedule: alpha = 1 explodes variance, r^2 = 1 - beta preserves it.
-Each stage is a move x + (b x + a F) + c z, so a preconditioner can act on all of them.
+Each stage is an increment x + (b x + a F) + c z, so a preconditioner can act on all of them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ scales the noise). With F the network's raw output, x the state it saw and z fre
     next input = c_in * (first write), in the network's dtype
 
 A coefficient that is zero means that the operand is not read. What a row changes can also be read
-as a move, x <- x + (b x + e x0 + a F) + c z: Langevin steps find its length on the device, and a
+as an increment, x <- x + (b x + e x0 + a F) + c z: Langevin steps find its length on the device, and a
 preconditioner acts on its parts. Tables are made by tracing a solver (trace.py), and can be printed
 and stored as JSON.
 """
@@ -43,7 +43,7 @@ class Write:
 
 
 class Langevin(NamedTuple):
-    """A move whose length is found on the device: x + h g + sqrt(2 h) z, where the row holds g.
+    """An increment whose length is found on the device: x + h g + sqrt(2 h) z, where the row holds g.
 
     h = factor (|z| / |g|)^2, with norms of each "sample", or with their means over the "batch".
     """
@@ -63,7 +63,7 @@ class Stage:
         level: (alpha, sigma) of the state that the first row makes.
         reads: the slots the launch reads; `sees` comes first where x0 needs it.
         writes: one to three rows; the first is what the next evaluation sees.
-        langevin: how the length of a one-slot stage's move is found, whose direction the row is;
+        langevin: how the length of a one-slot stage's increment is found, whose direction the row is;
             None: the row is taken as it is.
     """
 
@@ -78,11 +78,11 @@ class Stage:
 
     @property
     def step(self) -> str:
-        """Where the length of its move comes from: one of `fastdiff.ops.constants.STEPS`."""
+        """Where the length of its increment comes from: one of `fastdiff.ops.constants.STEPS`."""
         return "given" if self.langevin is None else self.langevin.norms
 
     @property
-    def is_move(self) -> bool:
+    def is_increment(self) -> bool:
         """Whether it is x <- x + (b x + e x0 + a F) + c z, for the state x that the network saw."""
         return len(self.writes) == 1 and set(self.writes[0].slots) <= {self.sees}
 
@@ -156,7 +156,7 @@ class Tableau:
             raise ValueError(f"{name} must use slots below {self.slots}; got {sorted(used)}")
         if not set().union(*(w.slots for w in stage.writes)) <= set(stage.reads):
             raise ValueError(f"{name} has a row on a slot that is not among its reads")
-        if stage.langevin is not None and not stage.is_move:
+        if stage.langevin is not None and not stage.is_increment:
             raise ValueError(f"{name} must keep the state alone, for a Langevin step")
         if not is_zero(stage.to_sample[1]) and stage.reads[:1] != (stage.sees,):
             raise ValueError(f"{name} must read the slot its network saw first, to form x0")
@@ -228,9 +228,9 @@ class Tableau:
         slots = self.slots + max(writes) - min(writes)
         return replace(self, stages=tuple(stages), slots=slots)
 
-    def require_moves(self) -> None:
+    def require_increments(self) -> None:
         """Raise ValueError unless every stage moves the state alone, as a preconditioner needs."""
-        if not all(stage.is_move for stage in self.stages[1:]):
+        if not all(stage.is_increment for stage in self.stages[1:]):
             raise ValueError(
                 f"solver must keep the state alone where a preconditioner acts; got {self.solver}"
             )
@@ -254,7 +254,7 @@ class Tableau:
         ]
         return self._stacked(row.columns(row.Head(*stage.to_sample, low, high, following), writes))
 
-    def move(self, number: int) -> np.ndarray:
+    def increment(self, number: int) -> np.ndarray:
         """A stage's change as x + (b x + e x0 + a F) + c z: e, b, a and c, float64 [1 or B, 4].
 
         With a Langevin step its direction, and its factor in place of c.

@@ -333,8 +333,9 @@ def _lay_out(
     uses_sample = any(x0 in row for row in rows.values())
     to_sample = evaluation.to_sample if evaluation and uses_sample else (0.0, 0.0)
     stored = {v for row in rows.values() for v in row if v in slot_of}
-    moves = {evaluation.sees} if evaluation and langevin is not None else set()
-    stored |= moves  # from where it is, though its row may not read it
+    # A Langevin step starts from the state that was seen, though its row may not read it.
+    kept = {evaluation.sees} if evaluation and langevin is not None else set()
+    stored |= kept
     if evaluation and not is_zero(to_sample[1]):
         stored.add(evaluation.sees)
     # The state the network saw first, then the older values, newest to oldest.
@@ -352,7 +353,7 @@ def _lay_out(
         writes=tuple(
             Write(
                 slot_of[value],
-                {slot_of[v]: row.get(v, 0.0) for v in order if v in row or v in moves},
+                {slot_of[v]: row.get(v, 0.0) for v in order if v in row or v in kept},
                 output=row.get(output, 0.0),
                 sample=row.get(x0, 0.0),
                 noise=row.get(noise, 0.0),

@@ -42,7 +42,7 @@ Apply = Callable[[State, int, Tensor | None, Tensor | None, Tensor | None, Tenso
 
 
 def applied_by(number: int, stage: Stage, gains: SpectralGains | None) -> Apply:
-    """What applies a stage's row; gains: what all moves after the start pass through."""
+    """What applies a stage's row; gains: what all increments after the start pass through."""
     if number and gains is not None:
         return through_gains
     return along_direction if number and stage.langevin is not None else pointwise
@@ -80,18 +80,22 @@ def through_gains(
     seeds: Tensor | None,
     noise: Tensor | None,
 ) -> None:
-    """x + M (b x + e x0 + a F) + c M z: a move, its parts passed through a preconditioner."""
+    """x + M (b x + e x0 + a F) + c M z: an increment, its parts passed through a preconditioner."""
     table, stage = state.table, state.table.tableau.stages[number]
-    x, y, move = state.views[stage.sees], state.views[stage.writes[0].slot], table.moves[number]
+    x, y, factors = (
+        state.views[stage.sees],
+        state.views[stage.writes[0].slot],
+        table.increments[number],
+    )
     output = _guided(state, output, guidance)
-    if output is None or table.moves_sample:
+    if output is None or table.increments_sample:
         output = _direction(state, number, output)
-        move = torch.cat([torch.ones_like(move[:, :1]), move[:, 3:]], 1)
+        factors = torch.cat([torch.ones_like(factors[:, :1]), factors[:, 3:]], 1)
     else:
-        move = move[:, 1:] if table.moves_state else move[:, 2:]
+        factors = factors[:, 1:] if table.increments_state else factors[:, 2:]
     y.copy_(
         spectral_update_unchecked(
-            x, output, table.gains, move.contiguous(), seeds, _number(state, number), 0, noise,
+            x, output, table.gains, factors.contiguous(), seeds, _number(state, number), 0, noise,
             "exact", "" if stage.step == "given" else stage.step,
         )
     )  # fmt: skip
@@ -113,7 +117,7 @@ def along_direction(
     if noise is None:
         assert seeds is not None
         noise = stage_noise(x, seeds, _number(state, number))
-    e, b, a, factor = table.moves[number].unbind(1)
+    e, b, a, factor = table.increments[number].unbind(1)
     direction = _direction(state, number, output)
     # One axis more: samples may be numbers, and a batch may be empty.
     squares = [t[..., None].flatten(1).square().sum(1) for t in (direction, noise)]
@@ -141,15 +145,15 @@ def _guided(state: State, output: Tensor | None, guidance: Tensor | None) -> Ten
 
 
 def _direction(state: State, number: int, output: Tensor | None) -> Tensor:
-    """b x + e x0 + a F of a stage's move, [B, ...]."""
+    """b x + e x0 + a F of a stage's increment, [B, ...]."""
     table = state.table
     x = state.views[table.tableau.stages[number].sees]
-    e, b, a, _ = (per_sample(c, x) for c in table.moves[number].unbind(1))
+    e, b, a, _ = (per_sample(c, x) for c in table.increments[number].unbind(1))
     direction = b * x
     if output is not None:
         model = output.to(x.dtype)
         direction = direction + a * model
-        if table.moves_sample:
+        if table.increments_sample:
             p, q, low, high, _ = (per_sample(c, x) for c in row.head(state.rows[number]))
             direction = direction + e * clamped(p * model + q * x, low, high)
     return direction
