@@ -75,8 +75,9 @@ class Sampler:
             environment the loop is stepwise. Weights may be changed in place; new ones are noticed.
         capture_key: called before each replay; a recorded loop is used where this returns what it
             did then, such as the name of the active adapter.
-        preconditioner: what the increments of "predictor_corrector", "reverse_diffusion", or any solver
-            that keeps one state, and the initial noise pass through (`fastdiff.Preconditioner`).
+        preconditioner: what the initial noise and the increments of "predictor_corrector",
+            "reverse_diffusion", or any solver that keeps one state pass through
+            (`fastdiff.Preconditioner`).
         options: to `fastdiff.build_tableau`: spacing, start, convention, clip, from_image, eta, ...
 
     Noise is of unit variance; the tableau scales it. Sampling ends at the clean image where the

@@ -82,11 +82,8 @@ def through_gains(
 ) -> None:
     """x + M (b x + e x0 + a F) + c M z: an increment, its parts passed through a preconditioner."""
     table, stage = state.table, state.table.tableau.stages[number]
-    x, y, factors = (
-        state.views[stage.sees],
-        state.views[stage.writes[0].slot],
-        table.increments[number],
-    )
+    x, y = state.views[stage.sees], state.views[stage.writes[0].slot]
+    factors = table.increments[number]
     output = _guided(state, output, guidance)
     if output is None or table.increments_sample:
         output = _direction(state, number, output)

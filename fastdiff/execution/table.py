@@ -23,7 +23,8 @@ class Table:
     Attributes:
         rows, indices: what each launch is told (`fastdiff.ops.row`).
         times: what the network is told, float64 [stages, 1 or B].
-        increments: e, b, a, c of each stage [1 or B, 4] (`Tableau.increment`); None where none is asked for.
+        increments: e, b, a, c of each stage [1 or B, 4] (`Tableau.increment`); None where nobody
+            asks for them.
         levels: (alpha, sigma) after each stage, [1 or B] each.
         merge: for two-part outputs the factors of both parts, [1 or B] each; None otherwise.
         variants: reads and writes of each launch.
@@ -51,10 +52,8 @@ class Table:
         self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
         self.apply: list[Apply] = [applied_by(i, stages[i], gains) for i in numbers]
         self.increments: list[Tensor] | None = None
-        self.increments_sample, self.increments_state = (
-            False,
-            False,
-        )  # whether an e, a b is not zero
+        # Whether any e, any b is not zero.
+        self.increments_sample, self.increments_state = False, False
         if gains is not None or any(stage.langevin is not None for stage in stages):
             found = [
                 tableau.increment(i) if stages[i].is_increment else np.zeros((1, 4))

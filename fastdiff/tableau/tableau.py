@@ -8,9 +8,9 @@ scales the noise). With F the network's raw output, x the state it saw and z fre
     next input = c_in * (first write), in the network's dtype
 
 A coefficient that is zero means that the operand is not read. What a row changes can also be read
-as an increment, x <- x + (b x + e x0 + a F) + c z: Langevin steps find its length on the device, and a
-preconditioner acts on its parts. Tables are made by tracing a solver (trace.py), and can be printed
-and stored as JSON.
+as an increment, x <- x + (b x + e x0 + a F) + c z: Langevin steps find its length on the device,
+and a preconditioner acts on its parts. Tables are made by tracing a solver (trace.py), and can be
+printed and stored as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Write:
 
 
 class Langevin(NamedTuple):
-    """An increment whose length is found on the device: x + h g + sqrt(2 h) z, where the row holds g.
+    """An increment whose length is found on the device: x + h g + sqrt(2 h) z; the row holds g.
 
     h = factor (|z| / |g|)^2, with norms of each "sample", or with their means over the "batch".
     """
@@ -63,8 +63,8 @@ class Stage:
         level: (alpha, sigma) of the state that the first row makes.
         reads: the slots the launch reads; `sees` comes first where x0 needs it.
         writes: one to three rows; the first is what the next evaluation sees.
-        langevin: how the length of a one-slot stage's increment is found, whose direction the row is;
-            None: the row is taken as it is.
+        langevin: how the length of a one-slot stage's increment is found, whose direction is the
+            row; None: the row is taken as it is.
     """
 
     time: Coefficient | None
