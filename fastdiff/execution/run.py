@@ -320,7 +320,7 @@ class Run:
             move = move[:, 1:] if self.table.moves_state else move[:, 2:]
         stage = self.table.indices[number][:1]
         return spectral_update_unchecked(
-            x, output, gains, move.contiguous(), seeds, stage, 0, noise, "exact", norms
+            x, output, gains, move.contiguous(), seeds, stage, 0, noise, "exact", norms or "given"
         )
 
     def _stepped(

@@ -13,15 +13,11 @@ pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.half_spectrum import adaptive_row, launch_add, launch_combine  # noqa: E402
 from fastdiff.ops import SpectralResponse  # noqa: E402
-from fastdiff.ops.half_spectrum import (  # noqa: E402
-    STEPS,
-    add_ref,
-    combine_ref,
-    step_row,
-)
-from fastdiff.ops.spectral_filter import mirrored  # noqa: E402
+from fastdiff.ops.constants import STEPS  # noqa: E402
+from fastdiff.ops.half_spectrum import add_ref, combine_ref, step_row  # noqa: E402
+from fastdiff.ops.spectral_operators import mirrored  # noqa: E402
+from tests.helpers.interpreter import DEVICE  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = [(1, 1), (4, 6), (5, 6), (6, 5), (3, 70), (24, 64), (6, 300)]
 
 

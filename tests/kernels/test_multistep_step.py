@@ -8,20 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 
 from fastdiff.kernels._tuning import CHOICES
 from fastdiff.kernels.multistep_step import _multistep_step_kernel, launch, plan
-from fastdiff.ops.multistep_step import READS, WRITES, allocate_slots, multistep_step_ref
+from fastdiff.ops import allocate_slots, multistep_step_ref
+from fastdiff.ops.constants import READS, WRITES
+from tests.helpers.interpreter import DEVICE, INTERPRETED
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
 ]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = math.inf
-INTERPRETED = triton.knobs.runtime.interpret
 BF16 = [
     pytest.param(
         torch.bfloat16,

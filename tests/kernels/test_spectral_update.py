@@ -16,12 +16,11 @@ from fastdiff.ops import (  # noqa: E402
     spectral_predictor,
     spectral_update_ref,
 )
-from fastdiff.ops.half_spectrum import STEPS, spectral_noise_ref  # noqa: E402
-from fastdiff.ops.spectral_filter import PRECISIONS, mirrored, whole_image_tables  # noqa: E402
-
-GPU = torch.cuda.is_available()
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = torch.device("cuda" if GPU else "cpu")
+from fastdiff.ops.constants import STEPS  # noqa: E402
+from fastdiff.ops.half_spectrum import spectral_noise_ref  # noqa: E402
+from fastdiff.ops.spectral_filter import PRECISIONS  # noqa: E402
+from fastdiff.ops.spectral_operators import mirrored, whole_image_tables  # noqa: E402
+from tests.helpers.interpreter import DEVICE, INTERPRETED  # noqa: E402
 
 
 def gains(channels, size, *, skew=False, pixel=False):
@@ -98,7 +97,7 @@ def test_moves_on_a_gpu(size, part):
     seeds = torch.tensor([3, -4], device=DEVICE)
     spectrum = spectral_noise_ref(seeds, x.shape, 5, torch.float64)
     drawn = torch.fft.irfft2(spectrum, s=size)
-    for move, norms in ((spectral_predictor, ""), (spectral_langevin, "sample")):
+    for move, norms in ((spectral_predictor, "given"), (spectral_langevin, "sample")):
         cases = [(score, {"noise": score})]
         if part != "pixel":  # whose noise is the one of multistep_step
             cases.append((drawn, {"seeds": seeds, "stage": 5}))

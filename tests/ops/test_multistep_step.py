@@ -15,7 +15,8 @@ from fastdiff.ops import (
     multistep_step_ref,
     multistep_step_unchecked,
 )
-from fastdiff.ops.multistep_step import READS, WRITES, sample_strides
+from fastdiff.ops.constants import READS, WRITES
+from fastdiff.ops.layout import sample_strides
 from fastdiff.ops.philox import philox_normal_ref
 from tests.helpers.threads import threads
 

@@ -25,7 +25,7 @@ from fastdiff.ops.half_spectrum import (
     spectral_move_ref,
     spectral_noise_ref,
 )
-from fastdiff.ops.spectral_filter import mirrored, whole_image_tables
+from fastdiff.ops.spectral_operators import mirrored, whole_image_tables
 from tests.helpers.threads import threads
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -345,7 +345,7 @@ def test_opcheck_and_compile():
     made, (x, score, z) = gains(3, 6, 8, dtype=torch.float32), images((2, 3, 6, 8), torch.float32)
     halves = made.drift.half(torch.float32), made.gain.half(torch.float32)
     for noise, seeds, step in ((z, None, 0), (None, SEEDS, 1), (None, None, 0)):
-        arguments = (x, score, ROW, *halves, None, noise, seeds, None, 0, step)
+        arguments = (x, score, z.clone(), ROW, *halves, None, noise, seeds, None, 0, step)
         torch.library.opcheck(torch.ops.fastdiff.spectral_update.default, arguments)
     torch.library.opcheck(
         spectral_move,
