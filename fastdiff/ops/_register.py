@@ -86,8 +86,6 @@ def register(
     return getattr(torch.ops.fastdiff, name).default
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether a gradient may be asked for; always where a graph is traced, which shall hold one."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def needs_gradient(x: Tensor) -> bool:
+    """Whether one may be asked for; always where a graph is traced, which shall hold one."""
+    return torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())

@@ -96,6 +96,20 @@ def test_the_last_pass(size):
                                        atol=1e-5)  # fmt: skip
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_last_pass_in_place(size):
+    spectrum = halves(2, 3, *size, seed=1)
+    for dtype, last in itertools.product((torch.float32, torch.float16), (False, True)):
+        x = random(2, 3, *size, dtype=dtype, seed=2)
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for run in (launch_add, add_ref):
+            fresh, state = torch.full_like(x, math.nan), x.clone()
+            run(spectrum, x, fresh)
+            run(spectrum, state, state)
+            assert torch.equal(state, fresh)
+
+
 @triton.jit
 def _row_kernel(row, squares, to, batch, parts, STEP: tl.constexpr, PARTS: tl.constexpr):
     a, k = tl.load(row), tl.load(row + 1)

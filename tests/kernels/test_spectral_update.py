@@ -1,5 +1,6 @@
 """The kernels of the spectral moves: compiled where there is a GPU, else under the interpreter."""
 
+import itertools
 import math
 
 import pytest
@@ -81,6 +82,23 @@ def test_adaptive_steps_of_whole_images(size, norms):
         wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z, norms)
         error = (y.double() - wanted).norm() / (wanted - x).norm()
         assert float(error) <= PRECISIONS["exact"]
+
+
+@pytest.mark.parametrize("norms", STEPS)
+@pytest.mark.parametrize("size", [(5, 6), (31, 32)])
+def test_whole_images_in_place(size, norms):
+    """Each program reads its image before it writes it: the bits of a fresh result."""
+    seeds, made = torch.tensor([3, -4], device=DEVICE), gains(3, size)
+    row = torch.tensor([[-0.3, 0.1], [0.5, 0.2]], device=DEVICE)
+    for dtype, layout in itertools.product(
+        (torch.float32, torch.float16), (torch.contiguous_format, torch.channels_last)
+    ):
+        x, score = (t.contiguous(memory_format=layout) for t in images((2, 3, *size), dtype))
+        fresh = torch.full_like(x, math.nan)
+        arguments = (row, score, *tables(made), seeds, None, 2, "exact", norms)
+        launch_whole(x, fresh, *arguments)
+        launch_whole(x, x, *arguments)
+        assert torch.equal(x, fresh)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="no GPU")
