@@ -183,7 +183,7 @@ def stage_noise(x: Tensor, seeds: Tensor, stage: Tensor | None, number: int = 0)
         wide = wide.contiguous()
     # Filled on the device, so that a graph may record it. Zeros: slot 0, and the noise of a stage.
     coefficients = wide.new_zeros((1, row.width(1, 1)))
-    row.weights(coefficients, 1)[0].noise.fill_(1)
+    coefficients[:, _NOISE_ALONE.index(1)] = 1
     index = torch.zeros(row.INDEX_HEAD + 2, dtype=torch.int32, device=x.device)
     told = index[row.STAGE : row.STAGE + 1]
     told.fill_(number) if stage is None else told.copy_(stage)
