@@ -10,7 +10,6 @@ what was compiled.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import subprocess
 import tempfile
@@ -143,18 +142,9 @@ def _flat(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
 
 def implementations() -> dict[str, Callable[..., Any]]:
     """What the ops with Triton kernels run on a GPU, by op: it serves a stand-in's CPU tensors."""
-    ops = {name: importlib.import_module(f"fastdiff.ops.{name}") for name in (
-        "half_spectrum", "multistep_step", "spectral_filter", "spectral_update", "weighted_sums",
-    )}  # fmt: skip
-    half = ops["half_spectrum"]
-    return {
-        "multistep_step": ops["multistep_step"]._cuda,
-        "weighted_sums": ops["weighted_sums"]._cuda,
-        "spectral_move": half._launched(half._move),
-        "spectral_product": half._launched(half._product),
-        "spectral_filter_whole": ops["spectral_filter"]._whole,
-        "spectral_update_whole": ops["spectral_update"]._whole,
-    }
+    from fastdiff.ops._register import ON_TRITON
+
+    return dict(ON_TRITON)
 
 
 # == The C modules of a launch =====================================================================

@@ -1,5 +1,5 @@
 // What a backend of the Haar ops gets, and the arithmetic that all backends share. No torch.
-// The operations themselves are defined in fastdiff/ops/haar.py.
+// The operations themselves are defined in fastdiff/ops/haar/.
 #pragma once
 
 #include "common.h"

@@ -39,7 +39,7 @@ struct SpectrumCombine {
   int64_t units() const { return in_pairs() ? batch * channels * (height / 2 + 1) : rows(); }
 };
 
-// y <- x + the Hartley spectrum of `spectrum`; work is cut into rows.
+// y <- x + the Hartley spectrum of `spectrum`; work is cut into rows. y may be x, or shares no memory with it.
 struct HartleyAdd {
   int64_t images, channels, height, width;
   bool is_double;        // the spectrum

@@ -184,9 +184,9 @@ void check_like(const Tensor& tensor, const Tensor& y, ScalarType type) {
     STD_TORCH_CHECK(tensor.size(d) == y.size(d), "spectral_move: images must agree in size");
 }
 
-// Where the Hartley spectrum of a result goes: y itself, where it can hold it.
-Tensor room_in(const Tensor& y, ScalarType wide) {
-  if (dense(y, wide == ScalarType::Double)) return y;
+// Where the Hartley spectrum of a result goes: y itself, where it can hold it and is not x, which is read after it.
+Tensor room_in(const Tensor& y, const std::optional<Tensor>& x, ScalarType wide) {
+  if (dense(y, wide == ScalarType::Double) && !(x && x->data_ptr() == y.data_ptr())) return y;
   return torch::stable::new_empty(y, std::vector<int64_t>{y.size(0), y.size(1), y.size(2), y.size(3)}, wide);
 }
 
@@ -196,7 +196,7 @@ Tensor spectral_product(Tensor x, Tensor table) {
   check_like(x, x, x.scalar_type());
   const Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{x.size(0), x.size(1), x.size(2), x.size(3)});
   if (y.numel() == 0) return y;
-  const Tensor hartley = room_in(y, wide);
+  const Tensor hartley = room_in(y, std::nullopt, wide);
   const Tensor spectrum = half_spectrum(x.scalar_type() == wide ? x : torch::stable::to(x, wide));
   fastdiff::SpectrumCombine combine = combine_of(spectrum, hartley, table);
   const double one_double[] = {1, 0};
@@ -207,6 +207,7 @@ Tensor spectral_product(Tensor x, Tensor table) {
   return y;
 }
 
+// y may be x, or shares no memory with it.
 void spectral_move(
     Tensor direction,
     std::optional<Tensor> x,
@@ -228,7 +229,7 @@ void spectral_move(
   if (y.numel() == 0) return;
   std::optional<Tensor> noise_spectrum;
   if (noise) noise_spectrum = half_spectrum(*noise);
-  const Tensor hartley = room_in(y, wide);
+  const Tensor hartley = room_in(y, x, wide);
   combine_spectra(half_spectrum(direction), hartley, drift, gain, row, noise_spectrum, seeds, stage, stage_number, step);
   add_hartley(half_spectrum(hartley), x, y);
 }

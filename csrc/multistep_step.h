@@ -8,7 +8,11 @@ namespace fastdiff {
 
 constexpr int kMaxReads = 16;
 constexpr int kMaxWrites = 3;
-constexpr int kRowHead = 5;  // p, q, lo, hi, c_in
+// A row is p, q, lo, hi, c_in, then for each write the weights of x0, output, noise and of each slot read; an index is
+// stage, purpose, slots to read, slots to write. fastdiff/ops/row.py is the definition, and a test compares the numbers.
+constexpr int kRowHead = 5;    // columns before the first write's
+constexpr int kRowEach = 3;    // columns of a write before its slots
+constexpr int kIndexHead = 2;  // entries before the slots
 
 struct MultistepStep {
   void* slots;                   // [S, batch, elements], each slot dense; float32 or float64
@@ -19,9 +23,9 @@ struct MultistepStep {
   const void* output;            // null: zero
   int64_t output_stride;         // elements from sample to sample
   Type output_type;
-  const void* coefficients;      // rows of kRowHead + writes * (3 + reads)
+  const void* coefficients;      // rows of kRowHead + writes * (kRowEach + reads)
   bool row_per_sample;
-  const int32_t* index;          // stage, purpose, slots to read, slots to write
+  const int32_t* index;          // of kIndexHead + reads + writes
   const void* guidance;          // null: none; else output holds 2 * batch samples, unconditional ones first
   bool guidance_per_sample;
   const int64_t* seeds;          // null: none

@@ -37,7 +37,7 @@ void multistep_step(
     int64_t writes) {
   STD_TORCH_CHECK(
       reads >= 1 && reads <= fastdiff::kMaxReads && writes >= 1 && writes <= fastdiff::kMaxWrites &&
-          index.numel() == 2 + reads + writes,
+          index.numel() == fastdiff::kIndexHead + reads + writes,
       "multistep_step: index must hold 2 + reads + writes numbers");
   fastdiff::MultistepStep step{};
   const int64_t count = slots.size(0), elements_and_batch = slots.numel();
@@ -53,7 +53,7 @@ void multistep_step(
   step.index = static_cast<const int32_t*>(index.data_ptr());
   step.reads = static_cast<int>(reads);
   step.writes = static_cast<int>(writes);
-  for (int64_t i = 2; i < 2 + reads + writes; ++i) {
+  for (int64_t i = fastdiff::kIndexHead; i < fastdiff::kIndexHead + reads + writes; ++i) {
     STD_TORCH_CHECK(
         step.index[i] >= 0 && step.index[i] < count, "multistep_step: index names slot ", step.index[i], ", but slots has ", count);
   }

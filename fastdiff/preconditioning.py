@@ -27,7 +27,7 @@ from fastdiff.files import read_tensors, write_tensors
 from fastdiff.images import image_files, read_images
 from fastdiff.ops import SpectralGains, spectral_filter
 from fastdiff.ops.common import FLOATS, wide_dtype
-from fastdiff.ops.spectral_filter import mirrored
+from fastdiff.ops.spectral_operators import mirrored
 
 READ = 64  # images read at a time
 FORMAT = "fastdiff masks 1"

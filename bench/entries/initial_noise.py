@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bench.registry import Baseline, Call, Case, Entry, Gate
 from fastdiff.ops import seeded_noise
-from fastdiff.ops.philox import INITIAL_NOISE, philox_normal_ref
+from fastdiff.ops.constants import INITIAL_NOISE
+from fastdiff.ops.philox import philox_normal_ref
 
 FLOPS = 70  # an element's integer and float operations
 

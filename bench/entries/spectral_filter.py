@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.published import pds_filter
 from bench.registry import Baseline, Call, Case, Entry, Gate
 from fastdiff.ops import SpectralResponse, spectral_filter, spectral_filter_ref
-from fastdiff.ops.spectral_filter import mirrored
+from fastdiff.ops.spectral_operators import mirrored
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 FAST = 2e-4

@@ -163,7 +163,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
 ENTRY = Entry(
     "spectral_update",
     "op",
-    ("spectral_predictor", "spectral_langevin", "spectral_update_unchecked"),
+    ("spectral_predictor", "spectral_langevin"),
     gates,
     cases,
 )

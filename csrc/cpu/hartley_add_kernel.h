@@ -1,13 +1,19 @@
 // A row of images at a time; every_target.h includes this file once for each instruction set. No include guard, and no
 // includes here.
 
+// An image may be moved in place, y being x. Then each number is read before it is written, and no other is touched: a
+// loop may be vectorised, which the compiler cannot know.
+#define FASTDIFF_EACH_BY_ITSELF _Pragma("GCC ivdep")
+
 // y = x + row p of the Hartley spectrum, from the half spectrum's rows p and -p; x may be null.
 template <class S, class T>
 FASTDIFF_TARGET inline void dense_row(
-    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, T* __restrict__ y, int64_t width) {
+    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, T* y, int64_t width) {
   const int64_t left = (width + 1) / 2, right = width / 2;
   if (x) {
+    FASTDIFF_EACH_BY_ITSELF
     for (int64_t j = 0; j < left; ++j) narrow(static_cast<S>(widen(x[j])) + (own[2 * j] - own[2 * j + 1]), y[j]);
+    FASTDIFF_EACH_BY_ITSELF
     for (int64_t j = 1; j <= right; ++j)
       narrow(static_cast<S>(widen(x[width - j])) + (mirror[2 * j] + mirror[2 * j + 1]), y[width - j]);
   } else {
@@ -19,10 +25,11 @@ FASTDIFF_TARGET inline void dense_row(
 // The same where neighbours are apart; change: room for a row.
 template <class S, class T>
 FASTDIFF_TARGET inline void strided_row(
-    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, int64_t x_step, T* __restrict__ y,
+    const S* __restrict__ own, const S* __restrict__ mirror, const T* x, int64_t x_step, T* y,
     int64_t y_step, int64_t width, S* __restrict__ change) {
   dense_row<S, S>(own, mirror, nullptr, change, width);
   if (x) {
+    FASTDIFF_EACH_BY_ITSELF
     for (int64_t j = 0; j < width; ++j) narrow(static_cast<S>(widen(x[j * x_step])) + change[j], y[j * y_step]);
   } else {
     for (int64_t j = 0; j < width; ++j) narrow(change[j], y[j * y_step]);
@@ -63,3 +70,5 @@ FASTDIFF_TARGET void run(const HartleyAdd& add, int64_t begin, int64_t end) {
     case Type::f64: return;  // its arithmetic is float64
   }
 }
+
+#undef FASTDIFF_EACH_BY_ITSELF

@@ -1,6 +1,6 @@
 // The kernel, compiled once per instruction set by every_target.h. No include guard, and no includes here.
 
-static_assert(kMaxReads + 3 <= kMaxTerms, "a sum holds every slot read, x0, the output and noise");
+static_assert(kMaxReads + kRowEach <= kMaxTerms, "a sum holds every slot read, x0, the output and noise");
 
 constexpr int64_t kNormals = kChunk + 8;  // a chunk's normals, widened to whole Philox blocks at both ends
 
@@ -38,7 +38,7 @@ struct Buffers {
 template <class S>
 FASTDIFF_TARGET void run_chunk(
     const MultistepStep& step, int64_t sample, int64_t start, int64_t count, Buffers<S>& buffers) {
-  const int reads = step.reads, writes = step.writes, width = 3 + reads;
+  const int reads = step.reads, writes = step.writes, width = kRowEach + reads;
   const S* const row =
       static_cast<const S*>(step.coefficients) + (step.row_per_sample ? sample * (kRowHead + writes * width) : 0);
   const S p = row[0], q = row[1], lo = row[2], hi = row[3], c_in = row[4];
@@ -50,7 +50,7 @@ FASTDIFF_TARGET void run_chunk(
   };
   const bool needs_x0 = needed(0);
   S* const slots = static_cast<S*>(step.slots) + sample * step.elements + start;
-  const auto slot = [&](int i) { return slots + step.index[2 + i] * step.slot_stride; };
+  const auto slot = [&](int i) { return slots + step.index[kIndexHead + i] * step.slot_stride; };
 
   const S* model = nullptr;
   if (step.output && (needed(1) || (needs_x0 && p != 0))) {
@@ -87,7 +87,7 @@ FASTDIFF_TARGET void run_chunk(
   for (int w = 0; w < writes; ++w) {
     const S* const weight = weights + w * width;
     Sum<S> sum;
-    for (int r = 0; r < reads; ++r) sum.add(weight[3 + r], slot(r));
+    for (int r = 0; r < reads; ++r) sum.add(weight[kRowEach + r], slot(r));
     for (int t = 0; t < sum.terms; ++t)
       for (int v = 0; v < writes; ++v) is_read[v] |= sum.operand[t] == slot(reads + v);
     sum.add(weight[0], x0);

@@ -19,7 +19,7 @@ from fastdiff.ops import SpectralGains, multistep_step_unchecked, row, spectral_
 from fastdiff.ops.common import clamped
 from fastdiff.ops.half_spectrum import step_row
 from fastdiff.ops.layout import per_sample
-from fastdiff.ops.multistep_step import stage_noise
+from fastdiff.ops.multistep_step import drawn_noise
 from fastdiff.tableau import Stage
 
 
@@ -90,11 +90,9 @@ def through_gains(
         factors = torch.cat([torch.ones_like(factors[:, :1]), factors[:, 3:]], 1)
     else:
         factors = factors[:, 1:] if table.increments_state else factors[:, 2:]
-    y.copy_(
-        spectral_update_unchecked(
-            x, output, table.gains, factors.contiguous(), seeds, _number(state, number), 0, noise,
-            "exact", "" if stage.step == "given" else stage.step,
-        )
+    spectral_update_unchecked(
+        x, output, table.gains, factors.contiguous(), seeds, _number(state, number), 0, noise,
+        "exact", stage.step, y,
     )  # fmt: skip
     state.show(number)
 
@@ -113,7 +111,7 @@ def along_direction(
     output = _guided(state, output, guidance)
     if noise is None:
         assert seeds is not None
-        noise = stage_noise(x, seeds, _number(state, number))
+        noise = drawn_noise(x, seeds, _number(state, number))
     e, b, a, factor = table.increments[number].unbind(1)
     direction = _direction(state, number, output)
     # One axis more: samples may be numbers, and a batch may be empty.

@@ -1,4 +1,8 @@
-"""Fused operations, one per file: public function, PyTorch reference, schema and backends."""
+"""Fused operations, one per file: public function, PyTorch reference, schema and backends.
+
+`__all__` is what is public. The ops that end in `_unchecked` skip the checks of their arguments:
+they are fastdiff's own, for loops that have checked them once.
+"""
 
 from . import haar_orders
 from .haar import (
@@ -10,22 +14,14 @@ from .haar import (
     haar_split,
     haar_step,
 )
-from .multistep_step import (
-    allocate_slots,
-    multistep_step,
-    multistep_step_ref,
-    multistep_step_unchecked,
-    seeded_noise,
-)
-from .spectral_filter import SpectralResponse, spectral_filter, spectral_filter_ref
-from .spectral_update import (
-    SpectralGains,
-    spectral_langevin,
-    spectral_predictor,
-    spectral_update_ref,
-    spectral_update_unchecked,
-)
-from .weighted_sums import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
+from .multistep_step import allocate_slots, multistep_step, multistep_step_ref, seeded_noise
+from .multistep_step import multistep_step_unchecked as multistep_step_unchecked
+from .spectral_filter import spectral_filter, spectral_filter_ref
+from .spectral_operators import SpectralGains, SpectralResponse
+from .spectral_update import spectral_langevin, spectral_predictor, spectral_update_ref
+from .spectral_update import spectral_update_unchecked as spectral_update_unchecked
+from .weighted_sums import weighted_sums, weighted_sums_ref
+from .weighted_sums import weighted_sums_unchecked as weighted_sums_unchecked
 
 __all__ = [
     "HaarPyramid",
@@ -41,15 +37,12 @@ __all__ = [
     "haar_step",
     "multistep_step",
     "multistep_step_ref",
-    "multistep_step_unchecked",
     "seeded_noise",
     "spectral_filter",
     "spectral_filter_ref",
     "spectral_langevin",
     "spectral_predictor",
     "spectral_update_ref",
-    "spectral_update_unchecked",
     "weighted_sums",
     "weighted_sums_ref",
-    "weighted_sums_unchecked",
 ]

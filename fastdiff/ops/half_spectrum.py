@@ -28,21 +28,18 @@ passes are Triton's (kernels/half_spectrum.py); plain PyTorch without either.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _ext
+from ._register import launch, register
 from .common import number_of_stage, wide_dtype
+from .constants import SPECTRAL_NOISE, STEPS
+from .layout import per_sample
 from .philox import philox_normal_ref
-
-SPECTRAL_NOISE = 4  # a Philox purpose
-STEPS = ("given", "sample", "batch")  # where a move's length comes from
 
 
 def spectral_noise_ref(seeds: Tensor, shape: torch.Size, stage: int, dtype: torch.dtype) -> Tensor:
@@ -104,13 +101,13 @@ def combine_ref(
     complex64 or complex128, the rest as wide, all contiguous; hartley: [B, C, H, W]; drift: [C or
     1, H, W // 2 + 1], real or complex; gain: real, None without noise; row: [1 or B, 2]; noise: its
     spectrum, or drawn for seeds [B] and a stage, or none.
-    step: one of `STEPS`. Unless given, row is (a, k) of an adaptive step (`step_row`), and
+    step: one of `STEPS`. Unless it is "given", row is (a, k) of an adaptive step (`step_row`), and
     the factors are (a h, sqrt(2 h)).
     """
     if step != "given" and noise_spectrum is None and seeds is None:
         raise ValueError("spectral_move: an adaptive step needs noise")
-    factors = row[..., None, None, None].unbind(1)
-    direction = spectrum * drift * factors[0]
+    of_direction, of_noise = (per_sample(factor, spectrum) for factor in row.unbind(1))
+    direction = spectrum * drift * of_direction
     noise = None
     if noise_spectrum is not None and gain is not None:
         noise = noise_spectrum * gain
@@ -120,9 +117,9 @@ def combine_ref(
     if noise is not None and step != "given":
         squares = [_whole_square(part, hartley.shape[3]) for part in (direction, noise)]
         adaptive = step_row(torch.stack(squares, 1), row[:, 1], step).to(row.dtype)
-        factors = adaptive[..., None, None, None].unbind(1)
-        direction = factors[0] * direction
-    total = direction if noise is None else direction + factors[1] * noise
+        of_direction, of_noise = (per_sample(factor, spectrum) for factor in adaptive.unbind(1))
+        direction = of_direction * direction
+    total = direction if noise is None else direction + of_noise * noise
     hartley.copy_(hartley_ref(total, hartley.shape[3]))
 
 
@@ -139,20 +136,14 @@ def add_ref(spectrum: Tensor, x: Tensor | None, y: Tensor) -> None:
     """The pass after the last transform in plain PyTorch: y = x + Re - Im of the whole spectrum.
 
     spectrum: [B, C, H, W // 2 + 1], contiguous, complex64, or complex128 where y is float64; x: y's
-    shape and dtype, None for zeros; y: any float dtype and strides.
+    shape and dtype, None for zeros; y: any float dtype and strides. y may be x: a kernel's program
+    reads the elements that it writes, before it writes them, and no others.
     """
     change = hartley_ref(spectrum, y.shape[3])
     y.copy_(change if x is None else x + change)
 
 
 # == Registration ==================================================================================
-
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_library.define("spectral_product(Tensor x, Tensor table) -> Tensor")
-_library.define(
-    "spectral_move(Tensor direction, Tensor? x, Tensor(a!) y, Tensor drift, Tensor? gain, "
-    "Tensor row, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) -> ()"
-)
 
 
 def _move(
@@ -172,20 +163,29 @@ def _move(
 ) -> None:
     """y = x + F^-1 [row_0 drift F direction + row_1 gain F noise], by those two passes.
 
-    direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of one dtype, any strides and
-    memory of their own, x None for zeros. The rest is `combine_ref`'s, but step, a
-    number of `STEPS`.
+    direction, noise: [B, C, H, W] in the arithmetic's dtype; x, y: of one dtype, any strides, x
+    None for zeros. y may be x, and otherwise shares no memory with it. The rest is `combine_ref`'s,
+    but step, a number of `STEPS`.
     """
     if not y.numel():
         return
     wide = wide_dtype(y)
-    in_place = y.dtype == wide and y.is_contiguous()
-    hartley = y if in_place else torch.empty(y.shape, dtype=wide, device=y.device)
+    # The Hartley spectrum goes into y where y can hold it and is not x, which is read after it.
+    fits = y.dtype == wide and y.is_contiguous() and (x is None or x.data_ptr() != y.data_ptr())
+    hartley = y if fits else torch.empty(y.shape, dtype=wide, device=y.device)
     noise_spectrum = None if noise is None else _half_spectrum(noise)
     combine(
-        _half_spectrum(direction), hartley, drift, gain, row, noise_spectrum, seeds, stage,
-        stage_number, STEPS[step],
-    )  # fmt: skip
+        _half_spectrum(direction),
+        hartley,
+        drift,
+        gain,
+        row,
+        noise_spectrum,
+        seeds,
+        stage,
+        stage_number,
+        STEPS[step],
+    )
     add(_half_spectrum(hartley), x, y)
 
 
@@ -199,7 +199,8 @@ def _product(
     """
     wide, y = wide_dtype(x), torch.empty_like(x, memory_format=torch.contiguous_format)
     row = _one_and_zero(wide, x.device)
-    _move(combine, add, x.to(wide), None, y, table, None, row, None, None, None, 0, 0)
+    given = STEPS.index("given")
+    _move(combine, add, x.to(wide), None, y, table, None, row, None, None, None, 0, given)
     return y
 
 
@@ -213,30 +214,19 @@ def _half_spectrum(x: Tensor) -> Tensor:
     return torch.fft.rfft2(x).contiguous()
 
 
-def _launched(run: Callable[..., Any]) -> Callable[..., Any]:
-    """With Triton's passes, imported at the first launch."""
-
-    def launched(*arguments: Any) -> Any:
-        from ..kernels.half_spectrum import launch_add, launch_combine
-
-        return run(launch_combine, launch_add, *arguments)
-
-    return launched
-
-
-_has_triton = importlib.util.find_spec("triton") is not None
 spectral_move_ref = partial(_move, combine_ref, add_ref)
 spectral_product_ref = partial(_product, combine_ref, add_ref)
-_library.impl("spectral_move", _launched(_move) if _has_triton else spectral_move_ref, "CUDA")
-_library.impl(
-    "spectral_product", _launched(_product) if _has_triton else spectral_product_ref, "CUDA"
+_on_triton = launch("half_spectrum", "launch_combine"), launch("half_spectrum", "launch_add")
+
+spectral_move = register(
+    "spectral_move(Tensor direction, Tensor? x, Tensor(a!) y, Tensor drift, Tensor? gain, "
+    "Tensor row, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) -> ()",
+    spectral_move_ref,
+    triton=partial(_move, *_on_triton),
 )
-if not _ext.HAS_EXT:
-    _library.impl("spectral_move", spectral_move_ref, "CPU")
-    _library.impl("spectral_product", spectral_product_ref, "CPU")
-torch.library.register_fake("fastdiff::spectral_move", lambda *_: None, lib=_library)
-torch.library.register_fake(
-    "fastdiff::spectral_product", lambda x, _: x.new_empty(x.shape), lib=_library
+spectral_product = register(
+    "spectral_product(Tensor x, Tensor table) -> Tensor",
+    spectral_product_ref,
+    triton=partial(_product, *_on_triton),
+    fake=lambda x, _: x.new_empty(x.shape),
 )
-spectral_move = torch.ops.fastdiff.spectral_move.default
-spectral_product = torch.ops.fastdiff.spectral_product.default

@@ -11,22 +11,21 @@ agree bit for bit, noise included.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .. import _ext
-from .common import FLOATS, clamped, product, require_dtype, require_shape
-from .philox import INITIAL_NOISE, philox_normal_ref
-
-READS = (1, 2, 4, 8, 16)
-WRITES = (1, 2, 3)
+from . import row
+from ._register import launch, register
+from .common import FLOATS, clamped, product, require_dtype, require_shape, wide_dtype
+from .constants import INITIAL_NOISE, READS, WRITES
+from .layout import has_strides, is_channels_last, per_sample, sample_strides
+from .philox import philox_normal_ref
 
 _ALIGNMENT = 64  # bytes at which every slot starts
+_NOISE_ALONE = row.columns(row.Head(0, 0, 0, 0, 0), [row.Weights(0, 0, noise=1, slots=[0])])
 
 
 def multistep_step(
@@ -45,7 +44,7 @@ def multistep_step(
     """Apply one stage of a solver to the state slots, in place.
 
     With the row  [p, q, lo, hi, c_in,  then for each write w: a_w, f_w, z_w, s_w0 .. s_w(reads-1)]
-    and  index = [stage, purpose, read slots, write slots]:
+    and  index = [stage, purpose, read slots, write slots]  (ops/row.py makes and reads both):
 
         F     = output,  or  uncond + guidance * (cond - uncond)
         x0    = clamp(p * F + q * slot[read 0], lo, hi)
@@ -94,32 +93,36 @@ def multistep_step_ref(
     batch, *sample = slots.shape[1:]
     stage, purpose, *chosen = index.tolist()
     states = [slots[i].clone() for i in chosen[:reads]]
-    broadcast = (..., *(None for _ in sample))
-    row = coefficients.T[broadcast]  # [K, 1 or B, 1, ...]
-    p, q, lo, hi, c_in = row[:5]
-    weights = row[5:].unflatten(0, (writes, 3 + reads))
+    p, q, low, high, input_scale = (per_sample(c, slots[0]) for c in row.head(coefficients))
+    all_weights = row.weights(coefficients, reads)
 
     model = slots.new_zeros(()) if output is None else output.to(slots.dtype)
     if output is not None and guidance is not None:
         uncond, cond = model.chunk(2)
-        model = uncond + guidance[broadcast] * (cond - uncond)
-    x0 = clamped(product(p, model) + product(q, states[0]), lo, hi)
+        model = uncond + per_sample(guidance, slots[0]) * (cond - uncond)
+    x0 = clamped(product(p, model) + product(q, states[0]), low, high)
     z = slots.new_zeros(()) if noise is None else noise
-    if seeds is not None and bool((weights[:, 2] != 0).any()):
+    if seeds is not None and any(bool((w.noise != 0).any()) for w in all_weights):
         z = philox_normal_ref(seeds, math.prod(sample), stage, purpose)
         z = z.view(batch, *sample).to(slots.dtype)
 
     new = []
-    for a, f, z_weight, *s in weights:
+    for w in all_weights:
+        terms = [
+            *zip(w.slots, states, strict=True),
+            (w.sample, x0),
+            (w.output, model),
+            (w.noise, z),
+        ]
         total = torch.zeros_like(states[0])
-        for weight, operand in (*zip(s, states, strict=True), (a, x0), (f, model), (z_weight, z)):
-            total = total + product(weight, operand)
+        for weight, operand in terms:
+            total = total + product(per_sample(weight, total), operand)
         new.append(total)
     for slot, value in zip(chosen[reads:], new, strict=True):
         slots[slot].copy_(value)
     if network_input is not None:
         copies = network_input.shape[0] // max(batch, 1)
-        network_input.copy_(torch.cat([c_in * new[0]] * max(copies, 1)))
+        network_input.copy_(torch.cat([input_scale * new[0]] * max(copies, 1)))
 
 
 def allocate_slots(count: int, sample: Tensor) -> Tensor:
@@ -130,8 +133,8 @@ def allocate_slots(count: int, sample: Tensor) -> Tensor:
     """
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a positive integer, got {count!r}")
-    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-    strides = sample_strides(sample.shape[1:], _is_channels_last(sample, "sample"))
+    dtype = wide_dtype(sample)
+    strides = sample_strides(sample.shape[1:], is_channels_last(sample, "sample"))
     step = _ALIGNMENT // dtype.itemsize
     padded = -(-sample.numel() // step) * step
     arena = torch.empty(count * padded, dtype=dtype, device=sample.device)
@@ -160,38 +163,32 @@ def seeded_noise(
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     slots = torch.empty((1, *shape), dtype=accumulate, device=seeds.device)
-    row = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1, 0]], dtype=accumulate, device=seeds.device)
-    index = torch.tensor([0, INITIAL_NOISE, 0, 0], dtype=torch.int32, device=seeds.device)
-    multistep_step_unchecked(slots, None, row, index, None, seeds.contiguous(), None, None, 1, 1)
+    coefficients = torch.tensor([_NOISE_ALONE], dtype=accumulate, device=seeds.device)
+    index = torch.tensor(
+        row.index(0, INITIAL_NOISE, [0], [0]), dtype=torch.int32, device=seeds.device
+    )
+    multistep_step_unchecked(
+        slots, None, coefficients, index, None, seeds.contiguous(), None, None, 1, 1
+    )
     return slots[0].to(dtype)
 
 
-def stage_noise(x: Tensor, seeds: Tensor, stage: Tensor | None, number: int = 0) -> Tensor:
+def drawn_noise(x: Tensor, seeds: Tensor, stage: Tensor | None, number: int = 0) -> Tensor:
     """The noise z that `multistep_step` draws at a stage, like x [B, ...], float64 where x is.
 
     stage: int32 [1] on the device; None: the number.
     """
-    wide = torch.empty_like(x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    if not any(_has_strides(wide, sample_strides(x.shape[1:], last)) for last in (False, True)):
+    wide = torch.empty_like(x, dtype=wide_dtype(x))
+    if not any(has_strides(wide, sample_strides(x.shape[1:], last)) for last in (False, True)):
         wide = wide.contiguous()
-    row = wide.new_zeros((1, 9))
-    row[:, 7] = 1
-    index = torch.zeros(4, dtype=torch.int32, device=x.device)
-    index[:1].fill_(number) if stage is None else index[:1].copy_(stage)
-    multistep_step_unchecked(wide[None], None, row, index, None, seeds, None, None, 1, 1)
+    # Filled on the device, so that a graph may record it. Zeros: slot 0, and the noise of a stage.
+    coefficients = wide.new_zeros((1, row.width(1, 1)))
+    coefficients[:, _NOISE_ALONE.index(1)] = 1
+    index = torch.zeros(row.INDEX_HEAD + 2, dtype=torch.int32, device=x.device)
+    told = index[row.STAGE : row.STAGE + 1]
+    told.fill_(number) if stage is None else told.copy_(stage)
+    multistep_step_unchecked(wide[None], None, coefficients, index, None, seeds, None, None, 1, 1)
     return wide
-
-
-def sample_strides(sample: Sequence[int], channels_last: bool) -> tuple[int, ...]:
-    """Strides within one dense sample (C, ...), whose batch stride is its number of elements."""
-    order = list(range(len(sample)))
-    if channels_last:
-        order = order[1:] + order[:1]
-    strides, step = [0] * len(sample), 1
-    for dim in reversed(order):
-        strides[dim] = step
-        step *= sample[dim]
-    return tuple(strides)
 
 
 # Checks, once per call of the public function.
@@ -217,7 +214,7 @@ def _check(
     if slots.dim() < 2:
         raise ValueError(f"slots must have the shape [S, B, ...], got {tuple(slots.shape)}")
     batch, *sample = slots.shape[1:]
-    channels_last = _is_channels_last(slots[0], "slots")
+    channels_last = is_channels_last(slots[0], "slots")
     if slots.numel() and batch > 1 and slots.stride(1) != math.prod(sample):
         raise ValueError(
             "slots must be dense within each slot, "
@@ -240,7 +237,7 @@ def _check(
         if tensor.dim() == 0 or tensor.shape[0] not in rows or list(tensor.shape[1:]) != sample:
             allowed = " or ".join(str((n, *sample)) for n in dict.fromkeys(rows))
             raise ValueError(f"{name} must have the shape {allowed}, got {tuple(tensor.shape)}")
-        if not _has_strides(tensor, sample_strides(sample, channels_last)):
+        if not has_strides(tensor, sample_strides(sample, channels_last)):
             layout = "channels_last" if channels_last else "contiguous"
             raise ValueError(
                 f"{name} must be {layout} within each sample, as slots is; "
@@ -256,14 +253,10 @@ def _check(
         )
 
     require_dtype("coefficients", coefficients, slots.dtype)
-    require_shape(
-        "coefficients",
-        coefficients,
-        (1, 5 + writes * (3 + reads)),
-        (batch, 5 + writes * (3 + reads)),
-    )
+    width = row.width(reads, writes)
+    require_shape("coefficients", coefficients, (1, width), (batch, width))
     require_dtype("index", index, torch.int32)
-    require_shape("index", index, (2 + reads + writes,))
+    require_shape("index", index, (row.INDEX_HEAD + reads + writes,))
     if guidance is not None:
         require_dtype("guidance", guidance, slots.dtype)
         require_shape("guidance", guidance, (1,), (batch,))
@@ -298,53 +291,12 @@ def _check(
         raise ValueError("multistep_step is not differentiable: call it under torch.no_grad()")
 
 
-def _has_strides(tensor: Tensor, strides: Sequence[int]) -> bool:
-    """Whether a batch's samples have these strides (a dimension of size one may have any)."""
-    if tensor.numel() == 0:
-        return True
-    return all(
-        n == 1 or a == b
-        for n, a, b in zip(tensor.shape[1:], tensor.stride()[1:], strides, strict=True)
-    )
-
-
-def _is_channels_last(batch: Tensor, name: str) -> bool:
-    """Layout of the samples [B, C, ...]: False contiguous, True channels_last, else an error."""
-    for channels_last in (False, True):
-        if _has_strides(batch, sample_strides(batch.shape[1:], channels_last)):
-            return channels_last
-    raise ValueError(f"{name} must be contiguous or channels_last, got strides {batch.stride()}")
-
-
 # Registration.
 
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_library.define(
+multistep_step_unchecked = register(
     "multistep_step(Tensor(a!) slots, Tensor? output, Tensor coefficients, Tensor index, "
     "Tensor? guidance, Tensor? seeds, Tensor? noise, Tensor(b!)? network_input, "
-    "int reads, int writes) -> ()"
+    "int reads, int writes) -> ()",
+    multistep_step_ref,
+    triton=launch("multistep_step"),
 )
-
-
-@torch.library.register_fake("fastdiff::multistep_step", lib=_library)
-def _fake(*_arguments: object) -> None:
-    """Nothing is returned, and no shape depends on data."""
-
-
-@cache
-def _triton_launch():
-    from ..kernels.multistep_step import launch
-
-    return launch
-
-
-def _cuda(*arguments: object) -> None:
-    _triton_launch()(*arguments)
-
-
-_has_triton = importlib.util.find_spec("triton") is not None
-_library.impl("multistep_step", _cuda if _has_triton else multistep_step_ref, "CUDA")
-if not _ext.HAS_EXT:
-    _library.impl("multistep_step", multistep_step_ref, "CPU")
-
-multistep_step_unchecked = torch.ops.fastdiff.multistep_step.default

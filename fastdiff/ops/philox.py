@@ -13,7 +13,7 @@ random numbers: as easy as 1, 2, 3", SC 2011) with
 
 gives four words u0..u3, the noise of the elements 4 (e // 4) + 0..3: (u0, u1) serve lanes 0 and 1,
 (u2, u3) lanes 2 and 3. ``purpose`` is 0 for noise inside a solver stage, 1 for initial noise, 2 and
-3 for that of Haar bands (haar.py), 4 for noise born in Fourier space (half_spectrum.py).
+3 for that of Haar bands, 4 for noise born in Fourier space: constants.py names them.
 
 One Philox round, all words modulo 2^32, `hi` and `lo` the halves of a 32 x 32 -> 64 bit product:
 
@@ -63,9 +63,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-STAGE_NOISE = 0
-INITIAL_NOISE = 1
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -1,6 +1,6 @@
 """What a launch of `multistep_step` is told of one stage: the columns of a row and of an index.
 
-    row    p, q, low, high, input_scale,  then for each write:  sample, output, noise, slot 0, 1, ...
+    row    p, q, low, high, input_scale;  for each write: sample, output, noise, slot 0, slot 1, ...
     index  stage, purpose, the slots read, the slots written
 
 With F the network's output and x the first slot read, x0 = clamp(p F + q x, low, high); a write is
@@ -69,13 +69,11 @@ def head(rows: Any) -> Head:
 
 def weights(rows: Any, reads: int) -> list[Weights]:
     """The writes of rows [1 or B, K], as views."""
-    starts = range(HEAD, rows.shape[1], EACH + reads)
-    return [
-        Weights(
-            *(rows[:, s + i] for i in range(EACH)), [rows[:, s + EACH + r] for r in range(reads)]
-        )
-        for s in starts
-    ]
+    entries, made = [rows[:, i] for i in range(rows.shape[1])], []
+    for start in range(HEAD, len(entries), EACH + reads):
+        sample, output, noise, *slots = entries[start : start + EACH + reads]
+        made.append(Weights(sample, output, noise, slots))
+    return made
 
 
 def index(stage: int, purpose: int, reads: Sequence[int], writes: Sequence[int]) -> list[int]:

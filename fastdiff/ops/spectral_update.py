@@ -26,12 +26,10 @@ Arithmetic is float32, float64 for float64 images.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-from .. import _ext
+from ._register import launch, register
 from .common import (
     FLOATS,
     forbid_gradient,
@@ -42,93 +40,14 @@ from .common import (
     stage_argument,
     wide_dtype,
 )
-from .half_spectrum import STEPS, spectral_move, spectral_product, step_row
-from .multistep_step import stage_noise
-from .spectral_filter import (
-    PRECISIONS,
-    SpectralResponse,
-    fits_a_program,
-    mirrored,
-    ready,
-    whole_image_tables,
-)
+from .constants import STEPS
+from .half_spectrum import spectral_move, spectral_product, step_row
+from .layout import per_sample
+from .multistep_step import drawn_noise
+from .spectral_filter import PRECISIONS
+from .spectral_operators import SpectralGains, SpectralResponse, gains_ready
 
 NORMS = STEPS[1:]
-
-
-class SpectralGains:
-    """The operators M and D (+ S) of an update, made ready: checked once, with their tables.
-
-    Args:
-        frequency: R, a real `SpectralResponse`, or the tensor it is made of ([C or 1, H, W] in
-            torch.fft's unshifted order).
-        pixel: A [C or 1, H, W], float32 or float64; None: ones.
-        skew: q [C or 1, H, W], real and odd, q(-k) = -q(k): adds F^-1 i q F to D. None: zeros.
-
-    Raises TypeError or ValueError naming the gain.
-    """
-
-    def __init__(
-        self,
-        frequency: Tensor | SpectralResponse,
-        pixel: Tensor | None = None,
-        skew: Tensor | None = None,
-    ) -> None:
-        gain = (
-            frequency if isinstance(frequency, SpectralResponse) else ready(frequency, "frequency")
-        )
-        if not gain.is_real:
-            raise TypeError(f"frequency must be real, got {gain.full.dtype}")
-        self.gain, self.pixel = gain, pixel
-        for name, other in (("pixel", pixel), ("skew", skew)):
-            if other is None:
-                continue
-            require_dtype(name, other, torch.float32, torch.float64)
-            if other.ndim != 3 or other.shape[1:] != gain.full.shape[1:]:
-                raise ValueError(f"{name} must be [C or 1, {gain.height}, {gain.width}], got "
-                                 f"{tuple(other.shape)}")  # fmt: skip
-            require_device(name, other, gain.full)
-        counts = {len(t) for t in (gain.full, pixel, skew) if t is not None} - {1}
-        if len(counts) > 1:
-            raise ValueError(f"frequency, pixel and skew must agree in channels, got {counts}")
-        self.channels = max({1, *counts})
-        if pixel is not None:
-            if skew is not None:
-                raise ValueError("skew must come without pixel: it adds to D = F^-1 R^2 F alone")
-            self.drift = gain  # on either side of the pixel gain
-        else:
-            squared = gain.full.double().square()
-            if skew is not None:
-                squared = torch.complex(*torch.broadcast_tensors(squared, _odd(skew).to(squared)))
-            self.drift = SpectralResponse(squared)
-        self._tables: tuple[Tensor, ...] | None = None
-        if self.drift.whole is not None and pixel is None:
-            drift, *bases = self.drift.whole
-            self._tables = (drift, whole_image_tables(gain.full, less=0.0)[0], *bases)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.gain.height, self.gain.width
-
-    @property
-    def device(self) -> torch.device:
-        return self.gain.device
-
-    def tables(self, x: Tensor) -> tuple[Tensor, ...] | None:
-        """What the whole-image kernel reads; None where it does not serve."""
-        if not x.is_cuda or self._tables is None or x.dtype == torch.float64:
-            return None
-        return self._tables if fits_a_program(*self.size, x.device) else None
-
-    def describe(self, x: Tensor) -> str:
-        """Which backend serves images like x."""
-        if self.tables(x) is not None:
-            return "whole image: one Triton launch, two for an adaptive step"
-        if self.pixel is not None:
-            return "transforms: torch.fft around the pixel gain, twice and once more for the noise"
-        here = {"cuda": _has_triton and "Triton", "cpu": _ext.HAS_EXT and "C++"}
-        by = here.get(x.device.type) or "PyTorch"
-        return f"transforms: torch.fft, a pass between and one after by {by}"
 
 
 def spectral_predictor(
@@ -156,7 +75,7 @@ def spectral_predictor(
     argument.
     """
     return _moved(
-        "spectral_predictor", x, score, gains, coefficients, seeds, stage, noise, precision, ""
+        "spectral_predictor", x, score, gains, coefficients, seeds, stage, noise, precision, "given"
     )
 
 
@@ -224,15 +143,18 @@ def _moved(
             raise ValueError("at most one of seeds and noise may be given, got both")
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {tuple(PRECISIONS)}, got {precision!r}")
-    made = _made_ready(gains)
+    made = gains_ready(gains)
     if made.channels not in (1, x.shape[1]) or made.size != tuple(x.shape[2:]):
-        raise ValueError(f"gains must be [{x.shape[1]} or 1, {x.shape[2]}, {x.shape[3]}], got "
-                         f"{(made.channels, *made.size)}")  # fmt: skip
+        raise ValueError(
+            f"gains must be [{x.shape[1]} or 1, {x.shape[2]}, {x.shape[3]}], "
+            f"got {(made.channels, *made.size)}"
+        )
     require_device("gains", made.gain.full, x)
+    row = coefficients.contiguous()
+    told, number = stage_argument(stage, x)
     return spectral_update_unchecked(
-        x, score, made, coefficients.contiguous(), seeds, *stage_argument(stage, x), noise,
-        precision, norms,
-    )  # fmt: skip
+        x, score, made, row, seeds, told, number, noise, precision, norms
+    )
 
 
 def spectral_update_unchecked(
@@ -246,38 +168,30 @@ def spectral_update_unchecked(
     noise: Tensor | None,
     precision: str,
     norms: str,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """Either move on checked arguments; norms: "" for the predictor's."""
-    step = STEPS.index(norms or "given")
+    """Either move on checked arguments, into y, which is returned.
+
+    norms: how the step is found, one of `STEPS`; "given" for the predictor's.
+    y: x's shape and dtype, any strides. It may be x itself, which is then moved in place, and
+        otherwise shares no memory with x. None: a fresh tensor in x's memory order.
+    """
+    step = STEPS.index(norms)
+    y = torch.empty_like(x) if y is None else y
     tables = gains.tables(x) if noise is None else None
     if tables is not None:
-        return torch.ops.fastdiff.spectral_update_whole.default(
-            x, score, coefficients, *tables, seeds, stage, stage_number, precision, step
+        _update_whole(
+            x, score, y, coefficients, *tables, seeds, stage, stage_number, precision, step
         )
+        return y
     wide = wide_dtype(x)
+    drift, gain = gains.drift.half(wide), gains.gain.half(wide)
     # As one op only where a graph is traced: to dispatch it costs as much as a small image.
-    run = torch.ops.fastdiff.spectral_update.default if torch.compiler.is_compiling() else _update
-    return run(
-        x, score, coefficients, gains.drift.half(wide), gains.gain.half(wide), gains.pixel, noise,
-        seeds, stage, stage_number, step,
-    )  # fmt: skip
-
-
-def _made_ready(gains: SpectralGains | SpectralResponse | Tensor) -> SpectralGains:
-    if isinstance(gains, SpectralGains):
-        return gains
-    response = gains if isinstance(gains, SpectralResponse) else ready(gains, "gains")
-    if "gains" not in response.kept:
-        response.kept["gains"] = SpectralGains(response)
-    return response.kept["gains"]
-
-
-def _odd(skew: Tensor) -> Tensor:
-    """The skew part's q, checked."""
-    off, largest = float((skew + mirrored(skew)).abs().max()), float(skew.abs().max())
-    if not off <= 1e-6 * largest:
-        raise ValueError(f"skew must be odd, q(-k) = -q(k), got entries off by {off:.2g}")
-    return skew
+    run = _update if torch.compiler.is_compiling() else _transforms
+    run(
+        x, score, y, coefficients, drift, gain, gains.pixel, noise, seeds, stage, stage_number, step
+    )
+    return y
 
 
 # == References ====================================================================================
@@ -289,11 +203,11 @@ def spectral_update_ref(
     gains: SpectralGains,
     coefficients: Tensor,
     z: Tensor | None = None,
-    norms: str = "",
+    norms: str = "given",
 ) -> Tensor:
     """Either move by complex transforms, with the noise z [B, C, H, W] given: the definition."""
     wide = wide_dtype(x)
-    *b, a, last = coefficients.T[..., None, None, None]  # [1 or B, 1, 1, 1] each
+    *b, a, last = (per_sample(c, x) for c in coefficients.unbind(1))
     direction = a * score.to(wide) + (b[0] * x.to(wide) if b else 0)
 
     def through(response: SpectralResponse, image: Tensor) -> Tensor:
@@ -306,21 +220,23 @@ def spectral_update_ref(
     if z is not None:
         z = z.to(wide) if gains.pixel is None else gains.pixel.to(wide) * z.to(wide)
         coloured = through(gains.gain, z)
-    if norms:
+    if norms != "given":
         assert coloured is not None
         sizes = torch.stack([image.flatten(1).norm(dim=1) for image in (direction, coloured)], 1)
-        h, root = step_row(sizes.square(), last.flatten(), norms)[..., None, None, None].unbind(1)
-        direction, last = h * direction, root
+        found = step_row(sizes.square(), last.flatten(), norms)
+        h, last = (per_sample(c, x) for c in found.unbind(1))
+        direction = h * direction
     changed = x.to(wide) + direction
     return (changed if coloured is None else changed + last * coloured).to(x.dtype)
 
 
-# == The forms =====================================================================================
+# == Registration ==================================================================================
 
 
-def _update(
+def _transforms(
     x: Tensor,
     score: Tensor,
+    y: Tensor,
     coefficients: Tensor,
     drift: Tensor,
     gain: Tensor,
@@ -330,48 +246,44 @@ def _update(
     stage: Tensor | None,
     stage_number: int,
     step: int,
-) -> Tensor:
+) -> None:
     """Real transforms and the passes between and after them; the tables hold the scale."""
-    wide, y = wide_dtype(x), torch.empty_like(x)
+    wide = wide_dtype(x)
     direction, row = _direction(x, score, coefficients)
     direction = direction if direction.dtype == wide else direction.to(wide)
     if pixel is not None:
         direction = spectral_product(direction, gain) * pixel.to(wide).square()
         if noise is None and seeds is not None:
-            noise = stage_noise(x, seeds, stage, stage_number)
+            noise = drawn_noise(x, seeds, stage, stage_number)
         noise, seeds = None if noise is None else pixel.to(wide) * noise.to(wide), None
     noise = None if noise is None else noise.to(wide)
     spectral_move(direction, x, y, drift, gain, row, noise, seeds, stage, stage_number, step)
-    return y
 
 
 def _direction(x: Tensor, score: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """What is transformed, the score or b x + a s, and the factors [1 or B, 2] that are left."""
     if coefficients.shape[1] == 2:
         return score, coefficients
-    b, a = (c[:, None, None, None] for c in coefficients[:, :2].unbind(1))
+    b, a = (per_sample(c, x) for c in coefficients[:, :2].unbind(1))
     direction = torch.addcmul(a * score.to(b.dtype), b, x.to(b.dtype))
     return direction, torch.cat([torch.ones_like(coefficients[:, :1]), coefficients[:, 2:]], 1)
 
 
-# == Registration ==================================================================================
-
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_library.define(
-    "spectral_update(Tensor x, Tensor score, Tensor coefficients, Tensor drift, Tensor gain, "
-    "Tensor? pixel, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, int step) "
-    "-> Tensor"
-)
-_library.define(
-    "spectral_update_whole(Tensor x, Tensor score, Tensor coefficients, Tensor drift, Tensor gain, "
-    "Tensor row_basis, Tensor column_basis, Tensor? seeds, Tensor? stage, int stage_number, "
-    "str precision, int step) -> Tensor"
+_update = register(
+    "spectral_update(Tensor x, Tensor score, Tensor(a!) y, Tensor coefficients, Tensor drift, "
+    "Tensor gain, Tensor? pixel, Tensor? noise, Tensor? seeds, Tensor? stage, int stage_number, "
+    "int step) -> ()",
+    _transforms,
 )
 
 
-def _whole(
+_launch_whole = launch("spectral_update", "launch_whole")
+
+
+def _launched_whole(
     x: Tensor,
     score: Tensor,
+    y: Tensor,
     coefficients: Tensor,
     drift: Tensor,
     gain: Tensor,
@@ -382,26 +294,18 @@ def _whole(
     stage_number: int,
     precision: str,
     step: int,
-) -> Tensor:
-    from ..kernels.spectral_update import launch_whole
-
-    y = torch.empty_like(x)
+) -> None:
+    """One launch, two for an adaptive step. y may be x: a program reads its image before it writes
+    it, and no other's."""
     direction, row = _direction(x, score, coefficients)
-    launch_whole(
-        x, y, row, direction, drift, gain, row_basis, column_basis, seeds, stage, stage_number,
-        precision, STEPS[step],
-    )  # fmt: skip
-    return y
+    tables = drift, gain, row_basis, column_basis
+    _launch_whole(x, y, row, direction, *tables, seeds, stage, stage_number, precision, STEPS[step])
 
 
-def _fake(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-_has_triton = importlib.util.find_spec("triton") is not None
-for _device in ("CPU", "CUDA"):
-    _library.impl("spectral_update", _update, _device)
-if _has_triton:
-    _library.impl("spectral_update_whole", _whole, "CUDA")
-for _name in ("spectral_update", "spectral_update_whole"):
-    torch.library.register_fake(f"fastdiff::{_name}", _fake, lib=_library)
+_update_whole = register(
+    "spectral_update_whole(Tensor x, Tensor score, Tensor(a!) y, Tensor coefficients, "
+    "Tensor drift, Tensor gain, Tensor row_basis, Tensor column_basis, Tensor? seeds, "
+    "Tensor? stage, int stage_number, str precision, int step) -> ()",
+    None,  # without Triton nothing makes its tables
+    triton=_launched_whole,
+)

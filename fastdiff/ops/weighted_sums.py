@@ -10,18 +10,14 @@ for bit, in float32 and in float64.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .. import _ext
+from ._register import launch, register
 from .common import FLOATS, clamped, product, require_dtype, require_shape
-
-MAX_OPERANDS = 8
-MAX_SUMS = 3
+from .constants import MAX_OPERANDS, MAX_SUMS
 
 
 def weighted_sums(
@@ -144,16 +140,6 @@ def _check(
 
 # Registration. The operator itself writes into given results, of the operands' memory order.
 
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_library.define(
-    "weighted_sums(Tensor[] operands, Tensor weights, Tensor? clamp, Tensor(a!)[] results) -> ()"
-)
-
-
-@torch.library.register_fake("fastdiff::weighted_sums", lib=_library)
-def _fake(*_arguments: object) -> None:
-    """Nothing is returned, and no shape depends on data."""
-
 
 def _reference(
     operands: Sequence[Tensor], weights: Tensor, clamp: Tensor | None, results: Sequence[Tensor]
@@ -163,20 +149,8 @@ def _reference(
         result.copy_(value)
 
 
-@cache
-def _triton_launch() -> Callable[..., None]:
-    from ..kernels.weighted_sums import launch
-
-    return launch
-
-
-def _cuda(*arguments: object) -> None:
-    _triton_launch()(*arguments)
-
-
-_has_triton = importlib.util.find_spec("triton") is not None
-_library.impl("weighted_sums", _cuda if _has_triton else _reference, "CUDA")
-if not _ext.HAS_EXT:
-    _library.impl("weighted_sums", _reference, "CPU")
-
-_weighted_sums = torch.ops.fastdiff.weighted_sums.default
+_weighted_sums = register(
+    "weighted_sums(Tensor[] operands, Tensor weights, Tensor? clamp, Tensor(a!)[] results) -> ()",
+    _reference,
+    triton=launch("weighted_sums"),
+)

@@ -14,7 +14,7 @@ from fastdiff import (
     power_law_masks,
 )
 from fastdiff.ops import SpectralGains, spectral_predictor
-from fastdiff.ops.spectral_filter import mirrored
+from fastdiff.ops.spectral_operators import mirrored
 
 F64 = torch.float64
 VE = NoiseSchedule.ve(0.01, 20.0)

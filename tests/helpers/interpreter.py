@@ -3,6 +3,9 @@
 The interpreter multiplies float32 matrices in float32, whatever precision is asked for. On a GPU
 "tf32" drops the low 13 bits of both operands, and "bf16x3" is three products of bfloat16 parts:
 of a = a_high + a_low, b likewise, a_high b_high + a_high b_low + a_low b_high, summed in float32.
+
+`DEVICE` is where the tests of kernels have their tensors, and `INTERPRETED` says whether Triton
+interprets kernels, which it decides when it is imported (tests/conftest.py asks for it).
 """
 
 from __future__ import annotations
@@ -13,6 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+INTERPRETED: bool = triton.knobs.runtime.interpret
 
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

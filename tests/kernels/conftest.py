@@ -1,8 +1,6 @@
 """Without a GPU the interpreter stands in for it, with the numerics of its tensor cores."""
 
-import triton
-
 from tests.helpers import interpreter
 
-if triton.knobs.runtime.interpret:
+if interpreter.INTERPRETED:
     interpreter.install()

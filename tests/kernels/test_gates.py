@@ -2,19 +2,15 @@
 
 import pytest
 import torch
-import triton
 
 from bench.ptx import GATED
 from bench.registry import entries
+from tests.helpers.interpreter import DEVICE, INTERPRETED
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        triton.knobs.runtime.interpret, reason="bench/test_entries.py holds them on the CPU"
-    ),
+    pytest.mark.skipif(INTERPRETED, reason="bench/test_entries.py holds them on the CPU"),
 ]
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", GATED)

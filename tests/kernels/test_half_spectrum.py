@@ -13,15 +13,11 @@ pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.half_spectrum import adaptive_row, launch_add, launch_combine  # noqa: E402
 from fastdiff.ops import SpectralResponse  # noqa: E402
-from fastdiff.ops.half_spectrum import (  # noqa: E402
-    STEPS,
-    add_ref,
-    combine_ref,
-    step_row,
-)
-from fastdiff.ops.spectral_filter import mirrored  # noqa: E402
+from fastdiff.ops.constants import STEPS  # noqa: E402
+from fastdiff.ops.half_spectrum import add_ref, combine_ref, step_row  # noqa: E402
+from fastdiff.ops.spectral_operators import mirrored  # noqa: E402
+from tests.helpers.interpreter import DEVICE  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = [(1, 1), (4, 6), (5, 6), (6, 5), (3, 70), (24, 64), (6, 300)]
 
 
@@ -98,6 +94,20 @@ def test_the_last_pass(size):
                 results.append(y)
             torch.testing.assert_close(*results, rtol=1e-6 if dtype == torch.float32 else 1e-2,
                                        atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_last_pass_in_place(size):
+    spectrum = halves(2, 3, *size, seed=1)
+    for dtype, last in itertools.product((torch.float32, torch.float16), (False, True)):
+        x = random(2, 3, *size, dtype=dtype, seed=2)
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for run in (launch_add, add_ref):
+            fresh, state = torch.full_like(x, math.nan), x.clone()
+            run(spectrum, x, fresh)
+            run(spectrum, state, state)
+            assert torch.equal(state, fresh)
 
 
 @triton.jit

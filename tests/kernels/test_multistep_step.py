@@ -8,20 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 
 from fastdiff.kernels._tuning import CHOICES
 from fastdiff.kernels.multistep_step import _multistep_step_kernel, launch, plan
-from fastdiff.ops.multistep_step import READS, WRITES, allocate_slots, multistep_step_ref
+from fastdiff.ops import allocate_slots, multistep_step_ref, row
+from fastdiff.ops.constants import INITIAL_NOISE, READS, STAGE_NOISE, WRITES
+from tests.helpers.interpreter import DEVICE, INTERPRETED
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
 ]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = math.inf
-INTERPRETED = triton.knobs.runtime.interpret
 BF16 = [
     pytest.param(
         torch.bfloat16,
@@ -55,11 +54,11 @@ def case(
     forward = 2 * batch if guided else batch
     slots = allocate_slots(reads + writes + 1, normal(batch, *sample))
     slots.copy_(torch.stack([normal(batch, *sample) for _ in slots]))
-    coefficients = torch.randn(
-        rows, 5 + writes * (3 + reads), generator=random, dtype=torch.float64
-    ).to(dtype)
-    coefficients[:, 2:4] = torch.tensor([-0.7, 0.8])
-    index = torch.tensor([3, 0, *range(reads + writes)], dtype=torch.int32)
+    columns = row.width(reads, writes)
+    coefficients = torch.randn(rows, columns, generator=random, dtype=torch.float64).to(dtype)
+    row.head(coefficients).low[:], row.head(coefficients).high[:] = -0.7, 0.8
+    numbers = row.index(3, STAGE_NOISE, range(reads), range(reads, reads + writes))
+    index = torch.tensor(numbers, dtype=torch.int32)
     return SimpleNamespace(
         slots=slots,
         output=None if output is None else normal(forward, *sample, of=output),
@@ -153,7 +152,8 @@ def test_float64_is_cast_to_half_precision_as_torch_casts():
     """A value that rounds differently in one step than through float32."""
     arguments = case(1, 1, dtype=torch.float64, network_input=torch.float16)
     arguments.slots[0] = 1 + 2**-11 + 2**-40
-    arguments.coefficients = torch.tensor([[0, 0, 0, 0, 1.0, 0, 0, 0, 1]], dtype=torch.float64)
+    copy = row.columns(row.Head(0, 0, 0, 0, 1.0), [row.Weights(0, 0, 0, slots=[1])])
+    arguments.coefficients = torch.tensor([copy], dtype=torch.float64)
     check(arguments)
 
 
@@ -187,8 +187,10 @@ def test_output_with_extra_channels():
 def test_zero_coefficients_are_not_read():
     """NaN in an operand without weight reaches nothing, sample by sample."""
     reads, writes = 2, 2
-    for column in range(5 + writes * (3 + reads)):
-        if column in (2, 3, 4):
+    numbers = range(row.width(reads, writes))
+    shared = row.Head(*numbers[: row.HEAD])
+    for column in numbers:
+        if column in (shared.low, shared.high, shared.input_scale):
             continue
         arguments = case(reads, writes, rows=2, guided=True, given_noise=True, sample=(3, 4, 4))
         arguments.coefficients[0, column] = 0
@@ -201,18 +203,20 @@ def test_zero_coefficients_are_not_read():
 @pytest.mark.parametrize("operand", ["slot", "output", "noise", "conversion"])
 def test_nan_in_an_unread_operand_vanishes(operand):
     arguments = case(2, 1, given_noise=True)
-    row = arguments.coefficients
+    (write,) = row.weights(arguments.coefficients, 2)
     if operand == "slot":
-        row[:, 9] = 0
+        write.slots[1].zero_()
         arguments.slots[1] = math.nan
     elif operand == "output":
-        row[:, [0, 6]] = 0
+        row.head(arguments.coefficients).p.zero_()
+        write.output.zero_()
         arguments.output[:] = math.nan
     elif operand == "noise":
-        row[:, 7] = 0
+        write.noise.zero_()
         arguments.noise[:] = math.nan
     else:
-        row[:, [1, 8]] = 0
+        row.head(arguments.coefficients).q.zero_()
+        write.slots[0].zero_()
         arguments.slots[0] = math.nan
     expected = check(arguments)
     assert expected["slots"][2].isfinite().all()
@@ -227,7 +231,8 @@ def test_nan_passes_the_clamp():
 
 def test_infinite_bounds_clip_nothing():
     arguments = case(1, 1, network_input=torch.float16)
-    arguments.coefficients[:, 2], arguments.coefficients[:, 3] = -INF, INF
+    bounds = row.head(arguments.coefficients)
+    bounds.low[:], bounds.high[:] = -INF, INF
     arguments.output *= 1e30
     check(arguments)
 
@@ -241,8 +246,9 @@ def test_writing_a_slot_that_was_read():
 def test_noise_alone_matches_its_definition():
     """Initial noise: no output, purpose 1, and a sample of more than one program."""
     arguments = case(1, 1, output=None, seeded=True, sample=(1200,))
-    arguments.index[0], arguments.index[1] = 2**31 - 1, 1
-    arguments.coefficients = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1.0, 0]])
+    arguments.index[row.STAGE], arguments.index[row.PURPOSE] = 2**31 - 1, INITIAL_NOISE
+    noise = row.columns(row.Head(0, 0, 0, 0, 0), [row.Weights(0, 0, noise=1.0, slots=[0])])
+    arguments.coefficients = torch.tensor([noise])
     expected = check(arguments)
     assert 0.9 < expected["slots"][1].std() < 1.1
 

@@ -8,11 +8,10 @@ pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.spectral_filter import launch, serves  # noqa: E402
 from fastdiff.ops import SpectralResponse, spectral_filter_ref  # noqa: E402
-from fastdiff.ops.spectral_filter import PRECISIONS, mirrored, whole_image_tables  # noqa: E402
+from fastdiff.ops.spectral_filter import PRECISIONS  # noqa: E402
+from fastdiff.ops.spectral_operators import mirrored, whole_image_tables  # noqa: E402
+from tests.helpers.interpreter import DEVICE, INTERPRETED  # noqa: E402
 
-GPU = torch.cuda.is_available()
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = torch.device("cuda" if GPU else "cpu")
 EXACT, FAST = 2e-6, 2e-4  # of y, in norm, for responses near one
 
 

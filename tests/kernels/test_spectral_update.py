@@ -1,5 +1,6 @@
 """The kernels of the spectral moves: compiled where there is a GPU, else under the interpreter."""
 
+import itertools
 import math
 
 import pytest
@@ -16,12 +17,11 @@ from fastdiff.ops import (  # noqa: E402
     spectral_predictor,
     spectral_update_ref,
 )
-from fastdiff.ops.half_spectrum import STEPS, spectral_noise_ref  # noqa: E402
-from fastdiff.ops.spectral_filter import PRECISIONS, mirrored, whole_image_tables  # noqa: E402
-
-GPU = torch.cuda.is_available()
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = torch.device("cuda" if GPU else "cpu")
+from fastdiff.ops.constants import STEPS  # noqa: E402
+from fastdiff.ops.half_spectrum import spectral_noise_ref  # noqa: E402
+from fastdiff.ops.spectral_filter import PRECISIONS  # noqa: E402
+from fastdiff.ops.spectral_operators import mirrored, whole_image_tables  # noqa: E402
+from tests.helpers.interpreter import DEVICE, INTERPRETED  # noqa: E402
 
 
 def gains(channels, size, *, skew=False, pixel=False):
@@ -84,6 +84,23 @@ def test_adaptive_steps_of_whole_images(size, norms):
         assert float(error) <= PRECISIONS["exact"]
 
 
+@pytest.mark.parametrize("norms", STEPS)
+@pytest.mark.parametrize("size", [(5, 6), (31, 32)])
+def test_whole_images_in_place(size, norms):
+    """Each program reads its image before it writes it: the bits of a fresh result."""
+    seeds, made = torch.tensor([3, -4], device=DEVICE), gains(3, size)
+    row = torch.tensor([[-0.3, 0.1], [0.5, 0.2]], device=DEVICE)
+    for dtype, layout in itertools.product(
+        (torch.float32, torch.float16), (torch.contiguous_format, torch.channels_last)
+    ):
+        x, score = (t.contiguous(memory_format=layout) for t in images((2, 3, *size), dtype))
+        fresh = torch.full_like(x, math.nan)
+        arguments = (row, score, *tables(made), seeds, None, 2, "exact", norms)
+        launch_whole(x, fresh, *arguments)
+        launch_whole(x, x, *arguments)
+        assert torch.equal(x, fresh)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="no GPU")
 @pytest.mark.parametrize("part", ["plain", "pixel", "skew"])
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (128, 96), (31, 257)])
@@ -98,7 +115,7 @@ def test_moves_on_a_gpu(size, part):
     seeds = torch.tensor([3, -4], device=DEVICE)
     spectrum = spectral_noise_ref(seeds, x.shape, 5, torch.float64)
     drawn = torch.fft.irfft2(spectrum, s=size)
-    for move, norms in ((spectral_predictor, ""), (spectral_langevin, "sample")):
+    for move, norms in ((spectral_predictor, "given"), (spectral_langevin, "sample")):
         cases = [(score, {"noise": score})]
         if part != "pixel":  # whose noise is the one of multistep_step
             cases.append((drawn, {"seeds": seeds, "stage": 5}))

@@ -8,20 +8,19 @@ import math
 
 import pytest
 import torch
-import triton
 
 from fastdiff.kernels.weighted_sums import launch
 from fastdiff.ops import weighted_sums_ref
-from fastdiff.ops.weighted_sums import MAX_OPERANDS, MAX_SUMS
+from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
+from tests.helpers.interpreter import DEVICE, INTERPRETED
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered"),
 ]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = (torch.float64, torch.float32, torch.float16)
-if not triton.knobs.runtime.interpret:
+if not INTERPRETED:
     FLOATS += (torch.bfloat16,)  # the interpreter truncates to bfloat16
 
 

@@ -14,18 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdiff.ops.constants import EXPANSION_NOISE, MAX_LEVELS, PYRAMID_NOISE
 from fastdiff.ops.haar import (
-    EXPANSION_NOISE,
-    PYRAMID_NOISE,
     HaarPyramid,
-    _plain_loss_gradient,
-    _plain_split,
-    _views,
     haar_expand_ref,
     haar_loss_ref,
     haar_merge_ref,
     haar_step_ref,
 )
+from fastdiff.ops.haar.pyramid import views
+from fastdiff.ops.haar.register import plain_loss_gradient, plain_split
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -74,7 +72,7 @@ class Haar(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width")),
         ("is_double", ctypes.c_bool),
         *((name, Image) for name in ("image", "score", "result")),
-        ("details", Details * 5),
+        ("details", Details * MAX_LEVELS),
         ("coarse", Image),
         ("coefficients", ctypes.c_void_p),
         ("row_per_sample", ctypes.c_bool),
@@ -147,7 +145,7 @@ class Launches:
     def split(self, x: Tensor, levels: int, last: bool) -> HaarPyramid:
         haar = self.haar(levels, x.shape, x.dtype)
         haar.image = Image(*self.view(x))
-        made = _views(torch.full_like(_plain_split(x, levels, last), torch.nan), x.shape, levels,
+        made = views(torch.full_like(plain_split(x, levels, last), torch.nan), x.shape, levels,
                       last)  # fmt: skip
         self.pyramid(haar, made.details, made.coarse, True)
         self.run(haar, SPLIT)
@@ -257,7 +255,7 @@ def test_a_launch_is_its_definition(cuda, shape, depths, last, dtype):
     for levels, other in zip(depths, others, strict=False):
         made = cuda.split(x, levels, last)
         assert cuda.aligned == (dtype != torch.float64 and shape[3] % 8 == 0 and not last)
-        assert torch.equal(made.flat, _plain_split(x, levels, last))
+        assert torch.equal(made.flat, plain_split(x, levels, last))
         assert cuda.blocks > 1 or shape != CASES[0][0]
 
         merged = cuda.merge(made.details, made.coarse, x)
@@ -278,7 +276,7 @@ def test_a_launch_is_its_definition(cuda, shape, depths, last, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_views(cuda, dtype):
+def testviews(cuda, dtype):
     """Views that begin off an aligned address, with odd strides, or with gaps."""
     whole = normal(2, 4, 24, 48, dtype=dtype)
     views = [whole[..., 1:41], whole[..., 4:44], whole[..., 8:48], whole[:, 1:, 3:],
@@ -287,7 +285,7 @@ def test_views(cuda, dtype):
         score, table = normal(*x.shape, dtype=dtype).mT.contiguous().mT, normal(1, 4, 3, seed=2)
         table, seeds = table.to(wide(dtype)), torch.arange(len(x))
         made = cuda.split(x, 3, False)
-        assert torch.equal(made.flat, _plain_split(x, 3, False))
+        assert torch.equal(made.flat, plain_split(x, 3, False))
         details = [detail.mT.contiguous().mT for detail in made.details]
         merged = cuda.merge(details, made.coarse, x.contiguous())
         assert torch.equal(merged, haar_merge_ref(made, x.shape[2:]).to(dtype))
@@ -338,7 +336,7 @@ def test_loss_and_gradient(cuda, shape, levels, dtype):
 
     upstream = normal(shape[0], seed=4, dtype=wide(dtype))
     gradient = cuda.gradient(x, table, seeds, 2, upstream)
-    assert torch.equal(gradient, _plain_loss_gradient(x, table, seeds, None, 2, upstream, levels,
+    assert torch.equal(gradient, plain_loss_gradient(x, table, seeds, None, 2, upstream, levels,
                                                       False))  # fmt: skip
 
 

@@ -15,13 +15,17 @@ from fastdiff.ops import (
     multistep_step_ref,
     multistep_step_unchecked,
 )
-from fastdiff.ops.multistep_step import READS, WRITES, sample_strides
+from fastdiff.ops.constants import READS, STAGE_NOISE, WRITES
+from fastdiff.ops.layout import sample_strides
 from fastdiff.ops.philox import philox_normal_ref
+from fastdiff.ops.row import Head, Weights, columns, head, index, weights, width
 from tests.helpers.threads import threads
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last")
 NAN = math.nan
+NO_X0 = Head(p=0, q=0, low=0, high=0, input_scale=1)
+ONE_SLOT = torch.tensor(index(0, STAGE_NOISE, [0], [0]), dtype=torch.int32)
 
 
 def laid_out(tensor, layout):
@@ -51,9 +55,9 @@ def problem(
     rows = batch if per_sample else 1
     slots = allocate_slots(reads + writes, laid_out(torch.zeros(shape, dtype=dtype), layout))
     slots.copy_(torch.randn(slots.shape))
-    coefficients = torch.randn(rows, 5 + writes * (3 + reads), dtype=dtype)
+    coefficients = torch.randn(rows, width(reads, writes), dtype=dtype)
     coefficients[torch.rand(coefficients.shape) < zeros] = 0
-    coefficients[:, 2], coefficients[:, 3] = -0.8, 0.9
+    head(coefficients).low[:], head(coefficients).high[:] = -0.8, 0.9
     read = torch.randint(reads + writes, (reads,))
     write = torch.randperm(reads + writes)[:writes]
     output = torch.randn((2 * batch if guided else batch, *shape[1:]))
@@ -62,7 +66,7 @@ def problem(
         "slots": slots,
         "output": laid_out(output, layout).to(output_dtype),
         "coefficients": coefficients,
-        "index": torch.cat([torch.tensor([7, 0]), read, write]).int(),
+        "index": torch.tensor(index(7, STAGE_NOISE, read.tolist(), write.tolist())).int(),
         "guidance": torch.randn(rows, dtype=dtype) if guided else None,
         "seeds": torch.randint(-(2**62), 2**62, (batch,)) if noise == "seeds" else None,
         "noise": laid_out(torch.randn(shape), layout).to(dtype) if noise == "given" else None,
@@ -193,11 +197,12 @@ def oracle(arguments):
     """The step in float64, written from its formulas, one sample at a time: slots, input."""
     a = arguments
     slots = a["slots"].double().numpy().copy()
-    reads, writes, batch = a["reads"], a["writes"], slots.shape[1]
+    reads, batch = a["reads"], slots.shape[1]
     stage, purpose, *which = a["index"].tolist()
     new = {}
     for b in range(batch):
-        row = a["coefficients"][b % len(a["coefficients"])].double().numpy()
+        row = a["coefficients"].double().numpy()[b % len(a["coefficients"])][None]
+        p, q, low, high, _ = (column.item() for column in head(row))
         state = [slots[i, b] for i in which[:reads]]
         model = a["output"][b].double().numpy()
         if a["guidance"] is not None:
@@ -209,15 +214,16 @@ def oracle(arguments):
         if a["seeds"] is not None:
             z = philox_normal_ref(a["seeds"][b : b + 1], model.size, stage, purpose)
             z = z.double().numpy().reshape(model.shape)
-        x0 = numpy.clip(row[0] * model + row[1] * state[0], row[2], row[3])
-        for w in range(writes):
-            weights = row[5 + w * (3 + reads) :][: 3 + reads]
-            total = weights[0] * x0 + weights[1] * model + weights[2] * z
-            new[w, b] = total + numpy.tensordot(weights[3:], numpy.stack(state), 1)
+        x0 = numpy.clip(p * model + q * state[0], low, high)
+        for w, factors in enumerate(weights(row, reads)):
+            total = factors.sample * x0 + factors.output * model + factors.noise * z
+            slot_factors = numpy.concatenate(factors.slots)
+            new[w, b] = total + numpy.tensordot(slot_factors, numpy.stack(state), 1)
     for (w, b), value in new.items():
         slots[which[reads + w], b] = value
     first = numpy.stack([new[0, b] for b in range(batch)])
-    scale = a["coefficients"][:, 4].double().numpy().reshape(-1, *(1 for _ in first.shape[1:]))
+    scale = head(a["coefficients"]).input_scale.double().numpy()
+    scale = scale.reshape(-1, *(1 for _ in first.shape[1:]))
     return torch.from_numpy(slots), torch.from_numpy(scale * first)
 
 
@@ -249,20 +255,21 @@ def test_ddim_and_adams_bashforth():
     alpha, sigma, alpha_next, sigma_next = 0.6, 0.8, 0.8, 0.6
 
     slots = torch.stack([x])
-    row = [-sigma / alpha, 1 / alpha, -1, 1, 1, alpha_next, sigma_next, 0, 0]
-    index = torch.tensor([0, 0, 0, 0], dtype=torch.int32)
+    to_x0 = Head(p=-sigma / alpha, q=1 / alpha, low=-1, high=1, input_scale=1)
+    row = columns(to_x0, [Weights(sample=alpha_next, output=sigma_next, noise=0, slots=[0])])
     row = torch.tensor([row], dtype=torch.float64)
-    multistep_step(slots, eps, row, index, reads=1, writes=1)
+    multistep_step(slots, eps, row, ONE_SLOT, reads=1, writes=1)
     x0 = ((x - sigma * eps) / alpha).clamp(-1, 1)
     torch.testing.assert_close(slots[0], alpha_next * x0 + sigma_next * eps, rtol=0, atol=1e-14)
 
     slots = torch.stack([x, old])
     ratio = alpha_next / alpha
     step = sigma_next - sigma * ratio
-    row = [0, 0, 0, 0, 1] + [0, 1.5 * step, 0, ratio, -0.5 * step] + [0, 1, 0, 0, 0]
-    index = torch.tensor([0, 0, 0, 1, 0, 1], dtype=torch.int32)
-    row = torch.tensor([row], dtype=torch.float64)
-    multistep_step(slots, eps, row, index, reads=2, writes=2)
+    new_x = Weights(sample=0, output=1.5 * step, noise=0, slots=[ratio, -0.5 * step])
+    new_old = Weights(sample=0, output=1, noise=0, slots=[0, 0])
+    row = torch.tensor([columns(NO_X0, [new_x, new_old])], dtype=torch.float64)
+    both = torch.tensor(index(0, STAGE_NOISE, [0, 1], [0, 1]), dtype=torch.int32)
+    multistep_step(slots, eps, row, both, reads=2, writes=2)
     expected = ratio * x + step * (1.5 * eps - 0.5 * old)
     torch.testing.assert_close(slots[0], expected, rtol=0, atol=1e-14)
     assert torch.equal(slots[1], eps)
@@ -277,7 +284,8 @@ def test_zero_coefficients_hide_their_operands(reference):
             multistep_step(**arguments)
 
     def row(p=0.0, q=0.0, x0=0.0, model=0.0, z=0.0, first=0.0, second=1.0):
-        return torch.tensor([[p, q, -1.0, 1.0, 1.0, x0, model, z, first, second]])
+        write = Weights(x0, model, z, [first, second])
+        return torch.tensor([columns(Head(p, q, -1.0, 1.0, 1.0), [write])])
 
     for coefficients in (row(), row(p=1, q=1), row(q=1, x0=0, second=2)):
         arguments = problem(writes=1, guided=True, noise="given")
@@ -288,7 +296,7 @@ def test_zero_coefficients_hide_their_operands(reference):
         arguments["output"][:] = NAN
         arguments["noise"][:] = math.inf
         step(arguments)
-        expected = coefficients[0, -1] * arguments["slots"][1]
+        expected = weights(coefficients, 2)[0].slots[1] * arguments["slots"][1]
         assert torch.equal(arguments["slots"][2], expected)
         assert torch.equal(arguments["network_input"], expected)
 
@@ -305,7 +313,7 @@ def test_per_sample_rows_hide_per_sample():
     arguments = problem(writes=1, reads=1, per_sample=True)
     arguments["index"] = torch.tensor([0, 0, 0, 1], dtype=torch.int32)
     arguments["coefficients"].zero_()
-    arguments["coefficients"][:, 8] = torch.tensor([1.0, 0.0, 2.0])
+    weights(arguments["coefficients"], 1)[0].slots[0][:] = torch.tensor([1.0, 0.0, 2.0])
     arguments["slots"][0, 1] = NAN
     arguments["output"][:] = NAN
     state = arguments["slots"][0].clone()
@@ -337,9 +345,8 @@ def test_bad_values_stay_in_their_sample(where, value):
 
 def test_clamp_keeps_nan():
     slots = torch.tensor([[[NAN, -5.0, 5.0, 0.5, math.inf, -math.inf]]])
-    row = torch.tensor([[0, 1, -1, 1, 1, 1, 0, 0, 0.0]])
-    index = torch.tensor([0, 0, 0, 0], dtype=torch.int32)
-    multistep_step(slots, None, row, index, reads=1, writes=1)
+    row = torch.tensor([columns(Head(0, 1, -1, 1, 1), [Weights(1, 0, 0, [0.0])])])
+    multistep_step(slots, None, row, ONE_SLOT, reads=1, writes=1)
     expected = torch.tensor([NAN, -1, 1, 0.5, 1, -1])
     torch.testing.assert_close(slots[0, 0], expected, rtol=0, atol=0, equal_nan=True)
 
@@ -348,15 +355,14 @@ def test_clamp_keeps_nan():
 def test_half_conversions(dtype):
     """Every float16 and bfloat16 value in; ties, subnormals, overflow and NaN out."""
     halves = torch.arange(2**16, dtype=torch.int32).short()
-    index = torch.tensor([0, 0, 0, 0], dtype=torch.int32)
-    row = torch.tensor([[0, 0, 0, 0, 1, 0, 1, 0, 0.0]])
+    row = torch.tensor([columns(NO_X0, [Weights(sample=0, output=1, noise=0, slots=[0.0])])])
     for source in (halves.view(torch.float16), halves.view(torch.bfloat16)):
         near = torch.stack([source.float(), source.float() * (1 + 2**-9), source.float() / 3])
         for values in (source[None], near):
             slots = torch.empty(1, *values.shape)
             network_input = torch.empty(values.shape, dtype=dtype)
             multistep_step(
-                slots, values, row, index, network_input=network_input, reads=1, writes=1
+                slots, values, row, ONE_SLOT, network_input=network_input, reads=1, writes=1
             )
             expected = values.float() + 0.0  # the sum starts from +0, so no -0 comes out
             assert torch.equal(bits(slots[0]), bits(expected))
@@ -365,16 +371,16 @@ def test_half_conversions(dtype):
 
 def test_noise_is_logical_and_per_image():
     shape = (3, 5, 6, 7)
-    row = torch.tensor([[0, 0, 0, 0, 1, 0, 0, 1, 0.0]])
-    index = torch.tensor([9, 0, 0, 0], dtype=torch.int32)
+    row = torch.tensor([columns(NO_X0, [Weights(sample=0, output=0, noise=1, slots=[0.0])])])
+    at = torch.tensor(index(9, STAGE_NOISE, [0], [0]), dtype=torch.int32)
     seeds = torch.tensor([11, -12, 13])
-    expected = philox_normal_ref(seeds, 5 * 6 * 7, 9, 0).view(shape)
+    expected = philox_normal_ref(seeds, 5 * 6 * 7, 9, STAGE_NOISE).view(shape)
     for layout in LAYOUTS:
         slots = allocate_slots(1, laid_out(torch.zeros(shape), layout))
-        multistep_step(slots, None, row, index, seeds=seeds, reads=1, writes=1)
+        multistep_step(slots, None, row, at, seeds=seeds, reads=1, writes=1)
         assert torch.equal(slots[0], expected)
         one = allocate_slots(1, laid_out(torch.zeros(1, *shape[1:]), layout))
-        multistep_step(one, None, row, index, seeds=seeds[1:2], reads=1, writes=1)
+        multistep_step(one, None, row, at, seeds=seeds[1:2], reads=1, writes=1)
         assert torch.equal(one[0], expected[1:2])
 
 
@@ -389,14 +395,15 @@ import hashlib, sys, torch
 {setup}
 from fastdiff import _ext
 from fastdiff.ops import multistep_step_unchecked as step
+from fastdiff.ops.row import head, width
 g = torch.Generator().manual_seed(1)
 digest = hashlib.sha256()
 for dtype in (torch.float32, torch.float64):
     for kind in (torch.float16, torch.bfloat16, torch.float32):
         slots = torch.randn(4, 3, 3, 21, 33, generator=g).to(dtype)
         output = torch.randn(6, 3, 21, 33, generator=g).to(kind)
-        row = torch.randn(3, 19, generator=g).to(dtype)
-        row[:, 2], row[:, 3] = -1, 1
+        row = torch.randn(3, width(4, 2), generator=g).to(dtype)
+        head(row).low[:], head(row).high[:] = -1, 1
         index = torch.tensor([5, 0, 0, 1, 2, 3, 3, 0], dtype=torch.int32)
         guidance = torch.tensor([7.5], dtype=dtype)
         network_input = torch.empty(6, 3, 21, 33, dtype=kind)

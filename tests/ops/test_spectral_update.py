@@ -3,6 +3,9 @@
 import gc
 import itertools
 import math
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -18,14 +21,17 @@ from fastdiff.ops import (
     spectral_langevin,
     spectral_predictor,
     spectral_update_ref,
+    spectral_update_unchecked,
 )
+from fastdiff.ops.constants import STAGE_NOISE, STEPS
 from fastdiff.ops.half_spectrum import (
     hartley_ref,
     spectral_move,
     spectral_move_ref,
     spectral_noise_ref,
 )
-from fastdiff.ops.spectral_filter import mirrored, whole_image_tables
+from fastdiff.ops.row import Head, Weights, columns, index
+from fastdiff.ops.spectral_operators import mirrored, whole_image_tables
 from tests.helpers.threads import threads
 
 TIERS = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -54,9 +60,9 @@ def pixels(seeds, shape, stage, made):
     """The noise z that a move with these seeds draws, in space, float64."""
     if made.pixel is not None:
         z = torch.zeros((1, *shape))
-        row = torch.tensor([[0.0, 0, 0, 0, 0, 0, 0, 1, 0]])
-        index = torch.tensor([stage, 0, 0, 0], dtype=torch.int32)
-        multistep_step(z, None, row, index, seeds=seeds, reads=1, writes=1)
+        noise = columns(Head(0, 0, 0, 0, 0), [Weights(0, 0, noise=1.0, slots=[0])])
+        at = torch.tensor(index(stage, STAGE_NOISE, [0], [0]), dtype=torch.int32)
+        multistep_step(z, None, torch.tensor([noise]), at, seeds=seeds, reads=1, writes=1)
         return z[0].double()
     spectrum = spectral_noise_ref(seeds, torch.Size(shape), stage, torch.float64)
     return torch.fft.irfft2(spectrum, s=shape[2:])
@@ -294,6 +300,102 @@ def test_layouts_in_cpp(dtype):
             assert torch.equal(*results)
 
 
+LAYOUTS = {
+    "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
+    "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norms", STEPS)
+def test_a_given_result_may_be_the_state(norms, dtype, layout):
+    """The bits of a fresh one, and nothing else is written; drawn noise, given noise and none."""
+    lay = LAYOUTS[layout]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for size, part in itertools.product(((5, 7), (8, 6), (16, 70)), ("plain", "pixel", "skew")):
+        made = gains(3, *size, pixel=part == "pixel", skew=part == "skew")
+        x, score, z = (lay(t) for t in images((2, 3, *size), dtype))
+        kinds = [(SEEDS, None), (None, z)] + [(None, None)] * (norms == "given")
+        for row, (seeds, noise) in itertools.product(([[0.3, 0.5]], [[-0.2, 0.3, 0.5]]), kinds):
+            coefficients = torch.tensor(row, dtype=wide)
+            rest = (score, made, coefficients, seeds, None, 3, noise, "exact", norms)
+            fresh = spectral_update_unchecked(x, *rest)
+            for other in LAYOUTS.values():
+                y = other(torch.full_like(x, math.nan))
+                assert spectral_update_unchecked(x, *rest, y) is y and torch.equal(y, fresh)
+            state = lay(x)
+            assert spectral_update_unchecked(state, *rest, state) is state
+            assert torch.equal(state, fresh)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_both_moves_in_place(dtype):
+    """Those of C++ and of the definition: a slot of an arena, moved where it lies."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    row = torch.tensor([[0.4, 1.5], [2.0, 0.1]], dtype=wide)
+    for size, lay in itertools.product(SIZES, LAYOUTS.values()):
+        made = gains(3, *size, dtype=wide)
+        direction, z, x = images((2, 3, *size), wide)
+        half = made.drift.half(wide), made.gain.half(wide)
+        for run, (noise, seeds, step) in itertools.product(
+            (spectral_move, spectral_move_ref), ((None, SEEDS, 0), (None, SEEDS, 1), (z, None, 2))
+        ):
+            state = lay(x.to(dtype))
+            arena = torch.stack([state, state, state])
+            fresh = lay(torch.full_like(state, math.nan))
+            run(direction, state, fresh, *half, row, noise, seeds, None, 9, step)
+            run(direction, arena[1], arena[1], *half, row, noise, seeds, None, 9, step)
+            assert torch.equal(arena[1], fresh)
+            assert torch.equal(arena[0], state) and torch.equal(arena[2], state)
+            run(direction, arena[1], arena[0], *half, row, noise, seeds, None, 9, step)
+            run(direction, fresh, state, *half, row, noise, seeds, None, 9, step)
+            assert torch.equal(arena[0], state) and torch.equal(arena[1], fresh)
+
+
+@pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
+@pytest.mark.parametrize("target", ["baseline", "avx2"])
+def test_every_cpu_target_moves_in_place(target):
+    program = """
+import torch
+from fastdiff.ops import SpectralGains, spectral_update_unchecked
+g = torch.Generator().manual_seed(0)
+for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for size in ((5, 7), (33, 130)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x, score = torch.randn(2, 2, 3, *size, generator=g).to(dtype)
+            x = x.contiguous(memory_format=layout)
+            row, gains = torch.tensor([[0.3, 0.5]], dtype=wide), SpectralGains(torch.ones(1, *size))
+            rest = (score, gains, row, torch.tensor([1, 2]), None, 0, None, "exact", "sample")
+            fresh = spectral_update_unchecked(x, *rest)
+            assert torch.equal(spectral_update_unchecked(x, *rest, x), fresh)
+"""
+    env = {**os.environ, "FASTDIFF_CPU_TARGET": target}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
+
+
+def test_a_compiled_move_in_place():
+    made, (x, score, _) = gains(3, 6, 8, dtype=torch.float32), images((2, 3, 6, 8), torch.float32)
+    rest = (score, made, ROW, SEEDS, None, 0, None, "exact", "sample")
+    wanted = spectral_update_unchecked(x, *rest)
+    for whole in (torch.stack([x, x]), torch.stack([x, torch.full_like(x, math.nan)])):
+        move = torch.compile(
+            lambda whole: spectral_update_unchecked(whole[0], *rest, whole[1]) + 0,
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        assert torch.equal(move(whole), wanted) and torch.equal(whole[1], wanted)
+        assert torch.equal(whole[0], x)
+    state = x.clone()
+    move = torch.compile(
+        lambda state: spectral_update_unchecked(state, *rest, state) + 0,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert torch.equal(move(state), wanted) and torch.equal(state, wanted)
+
+
 def test_describe_names_the_backend():
     made, x = gains(3, 8, 8), torch.zeros(2, 3, 8, 8)
     assert made.describe(x).startswith("transforms: torch.fft, a pass between and one after")
@@ -345,7 +447,7 @@ def test_opcheck_and_compile():
     made, (x, score, z) = gains(3, 6, 8, dtype=torch.float32), images((2, 3, 6, 8), torch.float32)
     halves = made.drift.half(torch.float32), made.gain.half(torch.float32)
     for noise, seeds, step in ((z, None, 0), (None, SEEDS, 1), (None, None, 0)):
-        arguments = (x, score, ROW, *halves, None, noise, seeds, None, 0, step)
+        arguments = (x, score, z.clone(), ROW, *halves, None, noise, seeds, None, 0, step)
         torch.library.opcheck(torch.ops.fastdiff.spectral_update.default, arguments)
     torch.library.opcheck(
         spectral_move,

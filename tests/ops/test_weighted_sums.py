@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastdiff import _ext
 from fastdiff.ops import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
-from fastdiff.ops.weighted_sums import MAX_OPERANDS, MAX_SUMS
+from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
 from tests.helpers.threads import threads
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
