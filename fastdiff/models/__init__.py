@@ -1,15 +1,18 @@
 """Networks of our own: the reference UNet, the committed digits and photographs models."""
 
+from fastdiff.models.checkpoint import DenoiserFile, read_denoiser, write_denoiser
 from fastdiff.models.digits import (
     DigitFeatures,
     load_digits,
     load_digits_features,
     load_digits_reference,
 )
-from fastdiff.models.photographs import NoiseConditional, load_photographs
+from fastdiff.models.noise_conditional import NoiseConditional
+from fastdiff.models.photographs import load_photographs
 from fastdiff.models.unet import UNet, UNetConfig
 
 __all__ = [
+    "DenoiserFile",
     "DigitFeatures",
     "NoiseConditional",
     "UNet",
@@ -18,4 +21,6 @@ __all__ = [
     "load_digits_features",
     "load_digits_reference",
     "load_photographs",
+    "read_denoiser",
+    "write_denoiser",
 ]

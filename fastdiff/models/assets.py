@@ -1,16 +1,12 @@
-"""Tensors that come with the package."""
+"""Files that come with the package."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
-from typing import Any
-
-from torch import Tensor
-
-from fastdiff.files import read_tensors
+from pathlib import Path
 
 
-def read_asset(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a file in fastdiff/assets."""
-    with as_file(files("fastdiff") / "assets" / name) as path:
-        return read_tensors(path)
+def asset_path(name: str) -> AbstractContextManager[Path]:
+    """Where a file of fastdiff/assets lies, for as long as the block runs."""
+    return as_file(files("fastdiff") / "assets" / name)

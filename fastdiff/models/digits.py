@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.models.assets import read_asset
-from fastdiff.models.unet import UNet, UNetConfig
+from fastdiff.files import read_tensors
+from fastdiff.models.assets import asset_path
+from fastdiff.models.checkpoint import read_denoiser
+from fastdiff.models.unet import UNet
 
 
 class DigitFeatures(nn.Module):
@@ -52,17 +54,17 @@ def load_digits() -> tuple[UNet, dict[str, Any]]:
     It predicts epsilon for `NoiseSchedule.linear_beta(1e-4, 0.02, 1000)`, images [B, 1, 8, 8] in
     [-1, 1], labels 0..9 and 10 for none.
     """
-    tensors, metadata = read_asset("digits.safetensors")
-    unet = UNet(UNetConfig.from_dict(metadata["unet"]))
-    unet.load_state_dict(_part(tensors, "unet."))
-    return unet.eval().requires_grad_(False), metadata
+    with asset_path("digits.safetensors") as path:
+        found = read_denoiser(path)
+    return found.network, found.words
 
 
 def load_digits_features() -> DigitFeatures:
     """The committed classifier, float32, in eval mode."""
-    tensors, metadata = read_asset("digits.safetensors")
-    model = DigitFeatures(**metadata["features"])
-    model.load_state_dict(_part(tensors, "features."))
+    with asset_path("digits.safetensors") as path:
+        found = read_denoiser(path)
+    model = DigitFeatures(**found.words["features"])
+    model.load_state_dict({k.removeprefix("features."): v for k, v in found.others.items()})
     return model.eval().requires_grad_(False)
 
 
@@ -72,8 +74,5 @@ def load_digits_reference() -> dict[str, Tensor]:
     "noise" [64, 1, 8, 8] float32, "labels" [64] int64, "x0" [64, 1, 8, 8] float64: what a solver of
     the probability-flow ODE should make of that noise and those labels.
     """
-    return read_asset("digits_reference.safetensors")[0]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    with asset_path("digits_reference.safetensors") as path:
+        return read_tensors(path)[0]

@@ -176,6 +176,11 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(config.groups, width)
         self.head = zero(nn.Conv2d(width, config.channels, 3, padding=1))
 
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> UNet:
+        """Of its configuration as JSON knows it (`UNetConfig.to_dict`)."""
+        return cls(UNetConfig.from_dict(settings))
+
     def embed(self, t: Tensor | float, labels: Tensor | None, x: Tensor) -> Tensor:
         """Time and class of each image, [B, 4 * widths[0]], ready to modulate (SiLU applied)."""
         t = torch.as_tensor(t, device=x.device)

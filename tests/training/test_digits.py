@@ -61,7 +61,7 @@ def test_committed_files_are_small_and_complete() -> None:
     metadata = json.loads((ASSETS / "digits.json").read_text())
     assert metadata == load_digits()[1]
     assert metadata["parameters"]["unet"] <= 1e6
-    assert {"unet", "recipe", "seed", "command", "torch", "best", "accuracy"} <= metadata.keys()
+    assert {"network", "recipe", "seed", "command", "torch", "best", "accuracy"} <= metadata.keys()
 
 
 def test_committed_losses_and_accuracy_are_those_of_the_committed_weights() -> None:

@@ -160,7 +160,8 @@ def test_training_stops_resumes_and_writes(tiny, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     metadata = json.loads((tmp_path / "whole" / "photographs.json").read_text())
     assert metadata["command"] == "fastdiff train ve --preset cpu --steps 4 --seed 0"
-    assert metadata["sigmas"] == [0.01, 50.0] and len(metadata["held_out_curve"]) == 2
+    assert metadata["schedule"]["arguments"] == {"sigma_min": 0.01, "sigma_max": 50.0}
+    assert len(metadata["held_out_curve"]) == 2
 
 
 def test_bad_presets(tmp_path):
@@ -178,6 +179,6 @@ def test_the_committed_model_is_what_its_metadata_say():
     assert sum(p.numel() for p in model.parameters()) == metadata["parameters"] <= 1_000_000
     _, held = photographs.photographs()
     preset = photographs.PRESETS["cpu"]
-    assert metadata["unet"] == json.loads(json.dumps(preset.unet.to_dict()))
+    assert metadata["network"]["settings"]["unet"] == json.loads(json.dumps(preset.unet.to_dict()))
     found = photographs.held_out_denoising(held, preset, "held_out", "cpu")(model)["held_out"]
     assert found == pytest.approx(metadata["best"]["held_out"], rel=1e-3)  # stored in float16

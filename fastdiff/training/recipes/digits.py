@@ -8,7 +8,6 @@ digit is not in this data set, whose digits fill their box.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -20,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.files import read_tensors, write_tensors
+from fastdiff.files import read_tensors
+from fastdiff.models.checkpoint import write_denoiser
 from fastdiff.models.digits import DigitFeatures
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedule import NoiseSchedule
+from fastdiff.training.denoising import parameter_count, warm_cosine
 from fastdiff.training.loop import (
     BEST,
     Batch,
@@ -34,6 +35,10 @@ from fastdiff.training.loop import (
 
 CLASSES = 10
 CLEAN, NOISIEST = -1.0, 999.0  # the times of the schedule below
+SCHEDULE: tuple[str, dict[str, Any]] = (
+    "linear_beta",
+    {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000},
+)
 HELD_OUT_PER_CLASS = 36
 UNET = UNetConfig(channels=1, widths=(32, 64), blocks=1, heads=4, classes=CLASSES, dropout=0.1)
 DENOISER = LoopConfig(
@@ -69,7 +74,7 @@ def digits_split(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Te
 
 def digits_schedule() -> NoiseSchedule:
     """What the model is trained with: betas 1e-4..0.02 over 1,000 steps (Ho et al. 2020)."""
-    return NoiseSchedule.linear_beta(1e-4, 0.02, 1000)
+    return NoiseSchedule.linear_beta(**SCHEDULE[1])
 
 
 def noised(images: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Batch:
@@ -116,11 +121,6 @@ def held_out_denoising(
         return {name: float(denoising_loss(unet, batch))}
 
     return evaluate
-
-
-def warm_cosine(steps: int, warm: int) -> Callable[[int], float]:
-    """Learning-rate factor: linear warm-up, then half a cosine to zero."""
-    return lambda step: min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def classifying_batches(images: Tensor, labels: Tensor, size: int, noise: float) -> Batches:
@@ -192,15 +192,11 @@ def train_digits(
     )
 
     best = read_tensors(Path(out) / "denoiser" / BEST)[0]
-    tensors = {f"unet.{name}": value for name, value in best.items()}
-    tensors |= {f"features.{name}": value for name, value in classifier.ema.state_dict().items()}
+    others = {f"features.{name}": value for name, value in classifier.ema.state_dict().items()}
     curve = [entry for entry in denoiser.progress.history if "held_out" in entry]
-    metadata = {
-        "unet": UNET.to_dict(),
+    words = {
         "features": FEATURES,
-        "parameters": {"unet": count(unet), "features": count(features)},
-        "prediction": "epsilon",
-        "schedule": "linear_beta(1e-4, 0.02, 1000)",
+        "parameters": {"unet": parameter_count(unet), "features": parameter_count(features)},
         "null_class": CLASSES,
         "data": {
             "source": "sklearn.datasets.load_digits, 8x8 grey levels 0..16 scaled to [-1, 1]",
@@ -237,14 +233,18 @@ def train_digits(
         "accuracy": classifier.progress.history[-1]["accuracy"],
         "fit_accuracy": classifier.progress.history[-1]["fit_accuracy"],
     }
-    write_tensors(Path(out) / "digits.safetensors", tensors, metadata, beside=True)
-    return metadata
+    return write_denoiser(
+        Path(out) / "digits.safetensors",
+        "unet",
+        UNET.to_dict(),
+        best,
+        prediction="epsilon",
+        schedule=SCHEDULE,
+        words=words,
+        others=others,
+    )
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Fraction of images given their label."""
     return float((model(images).argmax(1) == labels).double().mean())
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.files import read_tensors, write_tensors
-from fastdiff.models.photographs import DEVIATION, NoiseConditional
+from fastdiff.files import read_tensors
+from fastdiff.models.checkpoint import write_denoiser
+from fastdiff.models.noise_conditional import DEVIATION, NoiseConditional
 from fastdiff.models.unet import UNetConfig
+from fastdiff.training.denoising import parameter_count, warm_cosine
 from fastdiff.training.loop import (
     BEST,
     Batch,
@@ -28,7 +30,6 @@ from fastdiff.training.loop import (
     derive_seed,
     train,
 )
-from fastdiff.training.recipes.digits import count, warm_cosine
 
 HELD_OUT = 0.2  # of each photograph's width, at its right
 HALVED = 2  # photographs are shrunk by this before they are cut
@@ -191,11 +192,9 @@ def train_photographs(
     )
     best = read_tensors(Path(out) / "denoiser" / BEST)[0]
     curve = [entry for entry in trained.progress.history if "held_out" in entry]
-    metadata = {
-        "unet": chosen.unet.to_dict(),
-        "sigmas": [SIGMA_MIN, chosen.sigma_max],
-        "parameters": count(model),
-        "prediction": "epsilon",
+    sigmas = {"sigma_min": SIGMA_MIN, "sigma_max": chosen.sigma_max}
+    words = {
+        "parameters": parameter_count(model),
         "data": {
             "source": "sklearn.datasets.load_sample_images, shrunk by 2, in [0, 1]",
             "split": "the right fifth of each photograph held out",
@@ -216,6 +215,12 @@ def train_photographs(
         "best": trained.progress.best,
         "held_out_curve": [[e["step"], round(e["held_out"], 6), round(e["fit"], 6)] for e in curve],
     }
-    halves = {name: value.half() for name, value in best.items()}
-    write_tensors(Path(out) / "photographs.safetensors", halves, metadata, beside=True)
-    return metadata
+    return write_denoiser(
+        Path(out) / "photographs.safetensors",
+        "noise_conditional",
+        {"unet": chosen.unet.to_dict(), **sigmas},
+        {name: value.half() for name, value in best.items()},
+        prediction="epsilon",
+        schedule=("ve", sigmas),
+        words=words,
+    )
