@@ -73,7 +73,8 @@ def test_files_that_are_no_denoiser_are_refused(tmp_path: Path) -> None:
         write_tensors(path, tensors, words | changes)
         with pytest.raises(ValueError, match=message):
             read_denoiser(path)
-    write_tensors(path, dict(list(tensors.items())[1:]), words)
+    del tensors["network.stem.weight"]
+    write_tensors(path, tensors, words)
     with pytest.raises(ValueError, match="does not fit its network"):
         read_denoiser(path)
     path.write_bytes(b"no safetensors at all")

@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 import fastdiff.models.photographs
-from fastdiff.models.photographs import DEVIATION, MEAN, NoiseConditional, load_photographs
+from fastdiff.models.noise_conditional import DEVIATION, MEAN, NoiseConditional
+from fastdiff.models.photographs import load_photographs
 from fastdiff.models.unet import UNetConfig
 from fastdiff.training.recipes import photographs
 
