@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .record import ROOT
+from .files import ROOT
 
 TURNS = 3  # runs of each side, alternating
 SOURCES = ("csrc", "setup.py", "pyproject.toml")

@@ -62,9 +62,8 @@ def run_entries(
                 say(f"\n{entry.name}: out of time in its gates")
                 return green and all(gate["ok"] for gate in found)
             record.gates(entry.name, found)
-        red = [gate for gate in record.data["gates"][entry.name] if not gate["ok"]]
-        number = len(record.data["gates"][entry.name])
-        say(f"\n{entry.name}: {number - len(red)} of {number} gates green")
+        checked, red = (record.data["gates"][entry.name][key] for key in ("checked", "red"))
+        say(f"\n{entry.name}: {checked - len(red)} of {checked} gates green")
         if red:
             green = False
             for gate in red:
@@ -237,7 +236,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         "first_call_ms": {name: us / 1e3 for name, us in first_us.items()},
         "rounds": {group: len(seconds[OURS]) for group, seconds in groups.items()},
         "times": {
-            group: {name: quantiles(taken) for name, taken in seconds.items()}
+            group: {name: list(quantiles(taken).values()) for name, taken in seconds.items()}
             for group, seconds in groups.items()
         },
         "skipped": skipped,

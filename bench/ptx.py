@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from .files import ROOT, write_json
+
 PLUGIN = "tests.helpers.ptx_device"
 GATES = "tests/kernels/test_gates.py"
 GATED = (  # entries whose ops are Triton kernels, the longest first
@@ -106,7 +107,7 @@ def main(given: list[str]) -> int:
             }
             for kernel, total in sorted(totals.items())
         }  # fmt: skip
-        options.json.write_text(json.dumps({**head, "kernels": kernels}, indent=1) + "\n")
+        write_json(options.json, {**head, "kernels": kernels})
     return int(red)
 
 

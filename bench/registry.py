@@ -121,16 +121,6 @@ def absent(module: str) -> str:
     return f"{module} is not installed: pip install '.[bench]'"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the README or the docs that compares: what it rests on must be measured."""
-
-    sentence: str
-    entry: str
-    row: str
-    baseline: str
-
-
 def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
     """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
     if not isinstance(found, Tensor):
@@ -169,17 +159,3 @@ def entries() -> tuple[Entry, ...]:
         sampler_functions.ENTRY,
         pipeline.ENTRY,
     )
-
-
-CLAIMS = (
-    Claim("faster than diffusers' PNDM step", "multistep_step", "plms", "diffusers PNDM"),
-    Claim("faster than diffusers' UniPC step", "multistep_step", "unipc", "diffusers UniPC"),
-    Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
-    Claim("faster than torch.compile of slices", "haar", "split", "torch.compile"),
-    Claim("faster than the wavelet packages", "haar", "merge", "pytorch_wavelets"),
-    Claim("faster than published updates", "spectral_update", "langevin", "published operations"),
-    Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
-    Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
-    Claim("drop-in sampler functions", "sampler_functions", "ipndm", "published operations"),
-    Claim("a whole pipeline", "pipeline", "ddim", "diffusers DDIMPipeline"),
-)

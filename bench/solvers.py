@@ -6,8 +6,6 @@ default grid, goes to bench/results/solvers.json; `python -m bench report` draws
 
 from __future__ import annotations
 
-import json
-
 import torch
 from tqdm import tqdm
 
@@ -17,7 +15,8 @@ from fastdiff.sampler import Sampler
 from fastdiff.solvers import build_tableau, solver_names
 from fastdiff.training.recipes.digits import digits_schedule
 
-from .record import RESULTS, machine
+from .files import RESULTS, write_json
+from .machine import machine
 
 CALLS = (5, 8, 10, 13, 20, 30)
 PATH = RESULTS / "solvers.json"
@@ -69,7 +68,7 @@ def main() -> None:
     record["families"] = {
         family: {name: curves[name] for name in names} for family, names in FAMILIES.items()
     }
-    PATH.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(PATH, record)
 
 
 if __name__ == "__main__":

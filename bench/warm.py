@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .compile_only import STUBS
+from .files import ROOT
 from .ptx import PLUGIN, TESTS
-from .visit.command import CACHE, ROOT, triton_environment, unpack
+from .visit.command import CACHE, triton_environment, unpack
 from .visit.plan import ENTRIES
 
 MOST = 1 << 24  # elements of a case that is walked: larger ones have the variants of smaller ones
@@ -141,7 +142,7 @@ def walk() -> None:
     """A device that is not there: ops compile their launches for it, and run on the CPU."""
     import torch
 
-    from tests import cuda_stand_in
+    from tests.helpers import cuda_stand_in
 
     from . import compile_only
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files import ROOT
 from .lines import CUT, Lines
 
 SANITIZED = """
@@ -132,7 +133,7 @@ def doctor(child: Child) -> bool:
     ready = time.perf_counter()
     from fastdiff import _ext
 
-    from ..record import machine, slug
+    from ..machine import machine, slug
 
     built = _ext.build_info()
     found |= {
@@ -171,16 +172,12 @@ def warm(child: Child) -> bool:
 
 def source_digest() -> str:
     """Of the sources that are here, as setup.py writes it into build_info."""
-    from ..record import ROOT
-
     return runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT)
 
 
 def build(child: Child) -> bool:
     """The extension, for this GPU alone."""
     import torch
-
-    from ..record import ROOT
 
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if child.dry:
@@ -245,7 +242,7 @@ def times(child: Child) -> bool:
 
 def record_of(child: Child) -> Any:
     """A record whose finds are appended as lines."""
-    from ..record import Record
+    from ..record import Record, summed_up
 
     class Streamed(Record):
         def __init__(self) -> None:
@@ -253,7 +250,7 @@ def record_of(child: Child) -> Any:
             self.resumed = True
 
         def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-            self.data["gates"][entry] = gates
+            self.data["gates"][entry] = summed_up(gates)
             child.lines.append("gates", entry=entry, gates=gates, quick=True)
 
         def skipped(self, entry: str, why: str) -> None:
@@ -339,8 +336,6 @@ def test(child: Child) -> bool:
 
 def gpu_tests() -> list[str]:
     """The files with tests marked `gpu`: the others may need packages that are not here."""
-    from ..record import ROOT
-
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
 

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..files import ROOT
 from .lines import Lines, reds
 from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up, missing
 from .schedule import Visit
 
-ROOT = Path(__file__).resolve().parents[2]
 BROUGHT = ROOT / ".gpu"  # what `make gpu-visit` made: Triton's cache and wheels
 CACHE, SITE = BROUGHT / "triton", BROUGHT / "site"  # where both are unpacked
 
@@ -196,10 +196,12 @@ def summary(record: dict[str, Any], seconds: float, out: Path) -> str:
         lines.append(f"Triton: {triton['cached']} variants from the cache, {triton['compiled']} "
                      "compiled")  # fmt: skip
     tests = record["tests"].values()
-    gates = [gate for found in record["gates"].values() for gate in found]
+    gates = record["gates"].values()
+    checked = sum(found["checked"] for found in gates)
+    red = sum(len(found["red"]) for found in gates)
     lines.append(
-        f"{sum(t['ok'] for t in tests)} of {len(tests)} tests, {sum(g['ok'] for g in gates)} of "
-        f"{len(gates)} gates, {len(record['cases'])} cases in {seconds:.0f} s"
+        f"{sum(t['ok'] for t in tests)} of {len(tests)} tests, {checked - red} of "
+        f"{checked} gates, {len(record['cases'])} cases in {seconds:.0f} s"
     )
     dry = " (dry: no number of a GPU)" if record.get("dry") else ""
     lines.append(f"{'RED' if any(wrong.values()) else 'green'}{dry}: {out / 'record.json'}")

@@ -6,7 +6,6 @@ lost to it alone. After every unit the record is merged anew.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..merging import write_whole
+from ..files import ROOT, write_json
 from .lines import CUT, Lines, reds
 from .plan import RESERVE_S, Unit
 
 Command = Callable[[Unit, str, float], list[str]]  # unit, part, epoch seconds it must end by
-ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a unit's log that its line keeps
 
 
@@ -182,4 +180,4 @@ class Visit:
         self.lines.append("head", machine={**machine, "extension": ok})
 
     def merge(self) -> None:
-        write_whole(self.out / "record.json", json.dumps(self.lines.record(), indent=1) + "\n")
+        write_json(self.out / "record.json", self.lines.record())
