@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from .gates import Gate, exact_convolutions, relative_error
 from .record import Record, commit
-from .registry import Baseline, Call, Case, Entry, Gate, exact_convolutions, relative_error
+from .registry import Baseline, Call, Case, Entry
 from .timing import Replay, Seconds, interleaved, quantiles, ratio, recorded, replayed
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints at every start

@@ -1,22 +1,24 @@
 """What is measured: one entry for each op of `fastdiff.ops` and for each loop.
 
 An entry names its gates and its cases; the harness (measure.py) does the rest the same way for all.
-To add one: a file in bench/entries/ with an `ENTRY`, and a line at the end of this one.
+To add one: a file in bench/entries/ with an `ENTRY`, and its name in bench/entries/__init__.py.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from .entries import NAMES
+from .gates import Gate
 
 Call = Callable[[int], Any]  # one run on the buffers of that number
-Gate = dict[str, Any]  # what was compared, and "ok"
+Maker = Callable[[Sequence[Any]], Call]  # from the sets of buffers to the call
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Baseline:
         quick: whether --quick has time for it.
     """
 
-    make: Callable[[Sequence[Any]], Call]
+    make: Maker
     needs: str = ""
     compiles: bool = False
     capturable: bool = True
@@ -70,9 +72,9 @@ class Case:
     row: str
     shape: tuple[int, ...]
     inputs: Callable[[int], Any]
-    ours: Callable[[Sequence[Any]], Call]
-    bytes: int
-    flops: int
+    ours: Maker
+    bytes: int = 0
+    flops: int = 0
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     capturable: bool = True
@@ -109,11 +111,6 @@ class Entry:
         return absent(self.needs)
 
 
-def exact_convolutions() -> contextlib.AbstractContextManager[Any]:
-    """For comparisons: cuDNN in float32 proper, and the same algorithm each time."""
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
 def absent(module: str) -> str:
     """A sentence where a module of the bench extra is not installed, else ""."""
     if not module or importlib.util.find_spec(module):
@@ -121,41 +118,6 @@ def absent(module: str) -> str:
     return f"{module} is not installed: pip install '.[bench]'"
 
 
-def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
-    """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
-    if not isinstance(found, Tensor):
-        return max(relative_error(*pair) for pair in zip(found, wanted, strict=True))
-    wanted = wanted.detach().double()
-    found = found.detach().to(wanted.device).double()
-    return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
-
-
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
-    from .entries import (
-        captured_loop,
-        haar,
-        initial_noise,
-        multistep_step,
-        pipeline,
-        sampler_functions,
-        scheduler_step,
-        solver_loop,
-        spectral_filter,
-        spectral_update,
-        weighted_sums,
-    )
-
-    return (
-        multistep_step.ENTRY,
-        weighted_sums.ENTRY,
-        initial_noise.ENTRY,
-        haar.ENTRY,
-        spectral_filter.ENTRY,
-        spectral_update.ENTRY,
-        captured_loop.ENTRY,
-        solver_loop.ENTRY,
-        scheduler_step.ENTRY,
-        sampler_functions.ENTRY,
-        pipeline.ENTRY,
-    )
+    return tuple(importlib.import_module(f"bench.entries.{name}").ENTRY for name in NAMES)

@@ -11,9 +11,9 @@ from fastdiff.kernels import _tuning
 from fastdiff.kernels import multistep_step as kernels
 from fastdiff.ops import multistep_step_ref
 
-from .entries.multistep_step import Row, Step, step_of
 from .files import write_json
 from .machine import machine
+from .steps import Row, Step, step_of
 from .timing import Call, interleaved, quantiles, recorded, replayed
 
 # The variants that solvers use, at a size for the launch and one for the memory.

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..entries.multistep_step import ROWS, Row, flops, moved_bytes
+from ..entries.multistep_step import ROWS
 from ..registry import Case, entries
+from ..steps import Row, flops, moved_bytes
 from ..words import scaled, shape, size, table, time
 from .tables import LARGE, most_threads
 

@@ -24,12 +24,13 @@ from .lines import CUT, Lines
 
 SANITIZED = """
 import torch
+from bench import steps
 from bench.entries import haar, multistep_step, spectral_filter, spectral_update, weighted_sums
 from fastdiff import _ext
 from fastdiff.ops import seeded_noise, weighted_sums_unchecked
 device = torch.device("cuda")
 for name, row in multistep_step.ROWS.items():
-    multistep_step.step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
+    steps.step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
 for name, row in weighted_sums.rows().items():
     weighted_sums_unchecked(*weighted_sums.sums_of(row, (2, 3, 31, 33), device))
 seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
@@ -58,10 +59,11 @@ COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write
             "sm__throughput.avg.pct_of_peak_sustained_elapsed")  # fmt: skip
 COUNTED = """
 import torch
+from bench import steps
 from bench.entries import haar, multistep_step, spectral_filter, spectral_update
 from fastdiff import _ext
 device = torch.device("cuda")
-calls = [multistep_step.launched([multistep_step.step_of(multistep_step.ROWS[name], shape, device)])
+calls = [multistep_step.launched([steps.step_of(multistep_step.ROWS[name], shape, device)])
          for name in ("plms", "ddim", "copy") for shape in ((64, 4, 512, 512), (4, 4, 64, 64))]
 calls += [spectral_filter.ours(name)([spectral_filter.buffers(0, (256, 3, 64, 64), device)])
           for name in ("exact", "fast")]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..entries import NAMES as ENTRIES
+
 BUDGET_S = 515.0
 RESERVE_S = 2.0  # for the last merge
 
@@ -55,9 +57,6 @@ def times(name: str, seconds: float, *entries: str, cases: str = "", **options: 
 
 PROBES = ("generator", "broken_capture", "compiled_bits", "workspace", "transforms", "haar",
           "launches", "deterministic")  # fmt: skip
-ENTRIES = ("multistep_step", "weighted_sums", "seeded_noise", "haar", "spectral_filter",
-           "spectral_update", "captured_loop", "solver_loop", "scheduler_step",
-           "sampler_functions", "pipeline")  # fmt: skip
 WITH_DIFFUSERS = {"captured_loop", "scheduler_step", "pipeline"}
 SIZES = "(64x4x512x512|16x3x256x256|4x4x64x64|1x3x32x32)$"
 

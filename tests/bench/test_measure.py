@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from bench import measure, timing
+from bench import measure, steps, timing
 from bench.entries import multistep_step
 from bench.record import Record
 from bench.registry import Baseline
@@ -51,13 +51,13 @@ def test_a_red_gate_prints_no_number(tmp_path):
 
 
 def test_a_wrong_kernel_turns_its_gate_red(monkeypatch, tmp_path):
-    real = multistep_step.multistep_step_unchecked
+    real = steps.multistep_step_unchecked
 
     def wrong(slots, *rest):
         real(slots, *rest)
         slots[-1] *= 1 + 1e-5
 
-    monkeypatch.setattr(multistep_step, "multistep_step_unchecked", wrong)
+    monkeypatch.setattr(steps, "multistep_step_unchecked", wrong)
     green, data, _ = run(tmp_path, multistep_step.ENTRY)
     assert not green and not data["cases"]
     assert len(data["gates"]["multistep_step"]["red"]) > 50
