@@ -85,8 +85,9 @@ def main(given: list[str]) -> int:
     options = parser.parse_args(given)
     totals: dict[str, Count] = defaultdict(Count)
     with tempfile.TemporaryDirectory() as folder:
-        done = run("-n", "auto", "--maxschedchunk", "1", "--ptx-counts", folder, *TESTS,
-                   capture=False)  # fmt: skip
+        done = run(
+            "-n", "auto", "--maxschedchunk", "1", "--ptx-counts", folder, *TESTS, capture=False
+        )
         for file in Path(folder).iterdir():
             for kernel, count in json.loads(file.read_text()).items():
                 totals[kernel].add(count)

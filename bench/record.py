@@ -50,7 +50,7 @@ class Record:
         self.write()
 
     def case(self, name: str, row: dict[str, Any]) -> None:
-        """Times of a case; of one that has some, the baselines that were missing."""
+        """Add the times of a case; if it has some already, those of baselines that were missing."""
         self.data["failed"].pop(name, None)
         self.data["cases"][name] = together(self.data["cases"].get(name), row)
         self.write()
@@ -60,7 +60,7 @@ class Record:
         self.write()
 
     def complete(self) -> None:
-        """The end of a run: whether another one would have anything to do."""
+        """End a run. It is complete unless a case failed, which another run would try again."""
         self.data["complete"] = not self.data["failed"]
         self.write()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ class Baseline:
 
     Attributes:
         make: from the buffer sets to the call. Imports what it needs.
-        needs: the module it comes from; where that is absent the baseline is skipped with a word.
+        needs: the module it comes from; where that is absent the
+            baseline is left out and the record says why.
         compiles: whether torch.compile makes it, which takes its time first. On the CPU it is timed
             in a group of its own, beside ours only: compiled code brings a second pool of spinning
             threads there, which would slow down whatever runs after it.
@@ -65,7 +66,7 @@ class Case:
         ours: from the buffer sets to fastdiff's call, which returns its result.
         bytes: moved to and from memory, every operand once; 0 for loops, whose network moves more.
         flops: arithmetic on image elements.
-        capturable: as a baseline's.
+        capturable: as `Baseline.capturable`.
         graphs: whether calls keep CUDA graphs: their pools are measured, and freed after the case.
     """
 
@@ -96,7 +97,8 @@ class Entry:
         covers: the public names of `fastdiff.ops` that it measures.
         gates: comparisons with references that come first; a red one and no time is taken.
         cases: what is timed, in order of worth; fewer of them for --quick.
-        needs: the module without which nothing of it runs; then it is left out with a word.
+        needs: the module without which nothing of it runs: then the entry is left out, and the
+            record says why.
     """
 
     name: str
@@ -121,3 +123,14 @@ def absent(module: str) -> str:
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
     return tuple(importlib.import_module(f"bench.entries.{name}").ENTRY for name in NAMES)
+
+
+def named(name: str) -> Entry:
+    return next(entry for entry in entries() if entry.name == name)
+
+
+def all_cases(device: torch.device, quick: bool) -> Iterator[tuple[str, Entry, Case]]:
+    """Every case, with the name of its row in a GPU's record (a CPU's adds the threads)."""
+    for entry in entries():
+        for case in entry.cases(device, quick):
+            yield f"{entry.name} {case.name}", entry, case

@@ -68,7 +68,7 @@ def tune(device: torch.device, path: Path) -> int:
         if total[best] < WORTH ** len(sizes):
             found[f"R{reads} W{writes}"] = best._asdict()
         if not dry:
-            # After every variant: what comes after it may be cut.
+            # After every variant, because the visit may end during the next one.
             write_json(path, {**machine(device), "configs": found, "times": times})
         print(
             f"R{reads} W{writes}: {best} at {total[best] ** (1 / len(sizes)):.3f} of the heuristic"

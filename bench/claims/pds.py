@@ -33,14 +33,14 @@ SETTINGS = {"LSUN": (378.0, 0.075), "FFHQ": (1348.0, 0.15)}
 SIGMA_MIN = 0.01
 PUBLISHED_STEPS = (2000, 400, 200, 133, 100, 66)
 ERRORS = (0.05, 0.02, 0.01)
-MOST_STEPS = 6000  # an error that is not reached, and kept, within these is not reached
+MOST_STEPS = 6000  # more are not tried
 ALPHAS = ("plain", "5", "auto")
 
 BANDS = 12
 ACCEPTANCE = 0.574  # at which MALA moves farthest in many dimensions
 MALA_ERROR = 0.1
 MALA_SIZES = (32, 64, 128)  # where acceptance is measured by running
-RUN = 200  # iterations of them
+RUN = 200  # iterations of each chain
 CHAINS = 16
 
 

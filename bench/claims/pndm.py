@@ -252,7 +252,7 @@ def _short(numbers: Iterable[float]) -> list[float]:
 
 
 def frechet_runs(plan: Plan) -> list[Run]:
-    """The cheap ones first."""
+    """All runs whose images are compared, cheap ones first."""
     few, many, most = plan.ddim
     members = [(member, steps) for steps in plan.steps for member in MEMBERS]
     return [*members, ("ddim", few), ("ddim", many), ("ddim", most)]
@@ -311,7 +311,7 @@ def committed_frechet() -> list[Row]:
 
 
 def measure(plan: Plan, path: Path, work: Path, progress: bool = True) -> Row:
-    """Measure what the work folder lacks, and write the report, after every cell."""
+    """Measure what the work folder lacks; write the report after every cell."""
     from tqdm.auto import tqdm
 
     store = Store(work, load_digits()[1]["best"])

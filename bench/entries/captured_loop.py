@@ -7,10 +7,10 @@ diffusers' pipelines are.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from bench.gates import Gate, exact_convolutions, relative_error, within
 from bench.inputs import cpu_normals
 from bench.loops import Graphed, Plain, compiled, replaying
 from bench.networks import MODELS, Method, Model, Preconditioned, embeddings, unet
-from bench.registry import Baseline, Call, Case, Entry, Maker
+from bench.registry import Baseline, Call, Case, Entry
 
 STEPS = 8
 SMALL_SIDE = 32
@@ -74,28 +74,24 @@ class Cell:
         (noise,) = cpu_normals(1, (batch, *self.shape), self.device, number)
         return noise.to(self.unet.dtype)
 
-    def ours(self, prepare: Prepare, capture: str) -> Maker:
+    def ours(self, prepare: Prepare, capture: str, noises: Sequence[Tensor]) -> Call:
         """The loop as fastdiff has it."""
-
-        def make(noises: Sequence[Tensor]) -> Call:
-            network = prepare(self.unet)
-            options: dict[str, Any] = {"solver": self.method.solver, "capture": capture}
-            if self.model.edm:
-                sampler = fastdiff.accelerate(Preconditioned(network), steps=self.steps, **options)
-            else:
-                scheduler = self.method.stock()
-                scheduler.set_timesteps(self.steps)
-                times = [*scheduler.timesteps.tolist(), -1]
-                sampler = fastdiff.accelerate(network, scheduler, spacing=times, **options)
-            given: dict[str, Any] = {}
-            if self.model.guided:
-                none, text = embeddings(len(noises[0]), noises[0])
-                given = {"guidance_scale": SCALE, "encoder_hidden_states": text}
-                given["uncond"] = {"encoder_hidden_states": none}
-            run = lambda i: sampler(noises[i], **given)
-            return replaying(sampler, run) if capture == "always" else run
-
-        return make
+        network = prepare(self.unet)
+        options: dict[str, Any] = {"solver": self.method.solver, "capture": capture}
+        if self.model.edm:
+            sampler = fastdiff.accelerate(Preconditioned(network), steps=self.steps, **options)
+        else:
+            scheduler = self.method.stock()
+            scheduler.set_timesteps(self.steps)
+            times = [*scheduler.timesteps.tolist(), -1]
+            sampler = fastdiff.accelerate(network, scheduler, spacing=times, **options)
+        given: dict[str, Any] = {}
+        if self.model.guided:
+            none, text = embeddings(len(noises[0]), noises[0])
+            given = {"guidance_scale": SCALE, "encoder_hidden_states": text}
+            given["uncond"] = {"encoder_hidden_states": none}
+        run = lambda i: sampler(noises[i], **given)
+        return replaying(sampler, run) if capture == "always" else run
 
     def network(self, prepare: Prepare, kind: type[Plain], like: Tensor) -> Plain:
         """The raw network, run in some way, for a batch."""
@@ -104,76 +100,70 @@ class Cell:
             prompts["encoder_hidden_states"] = torch.cat(embeddings(len(like), like))
         return kind(prepare(self.unet), **prompts)
 
-    def stock(self, prepare: Prepare, kind: type[Plain], host_times: bool = True) -> Maker:
+    def stock(
+        self, prepare: Prepare, kind: type[Plain], host_times: bool, noises: Sequence[Tensor]
+    ) -> Call:
         """The loop as a pipeline has it, around the network run in some way.
 
         host_times: the scheduler is told times on the host and where it begins, so that no step
         waits for the device; else the times are on the device, as pipelines have them.
         """
+        network = self.network(prepare, kind, noises[0])
+        scheduler = self.method.stock()
+        # EDM's schedulers would begin at sqrt(sigma_max^2 + 1), the paper at sigma_max.
+        scale = scheduler.config.sigma_max if self.model.edm else scheduler.init_noise_sigma
+        guided = self.model.guided
 
-        def make(noises: Sequence[Tensor]) -> Call:
-            network = self.network(prepare, kind, noises[0])
-            scheduler = self.method.stock()
-            # EDM's schedulers would begin at sqrt(sigma_max^2 + 1), the paper at sigma_max.
-            scale = scheduler.config.sigma_max if self.model.edm else scheduler.init_noise_sigma
-            guided = self.model.guided
+        def call(i: int) -> Tensor:
+            scheduler.set_timesteps(self.steps, device="cpu" if host_times else self.device)
+            if host_times and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(0)
+            x = noises[i] * scale
+            rows = len(x) * (2 if guided else 1)
+            times = scheduler.timesteps.to(self.device, torch.float32)
+            times = times[:, None].expand(-1, rows).contiguous()
+            for t, time in zip(scheduler.timesteps, times, strict=True):
+                seen = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
+                output = network(seen, time)
+                if guided:
+                    none, text = output.chunk(2)
+                    output = none + SCALE * (text - none)
+                x = scheduler.step(output, t, x).prev_sample
+            return x
 
-            def call(i: int) -> Tensor:
-                scheduler.set_timesteps(self.steps, device="cpu" if host_times else self.device)
-                if host_times and hasattr(scheduler, "set_begin_index"):
-                    scheduler.set_begin_index(0)
-                x = noises[i] * scale
-                rows = len(x) * (2 if guided else 1)
-                times = scheduler.timesteps.to(self.device, torch.float32)
-                times = times[:, None].expand(-1, rows).contiguous()
-                for t, time in zip(scheduler.timesteps, times, strict=True):
-                    seen = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
-                    output = network(seen, time)
-                    if guided:
-                        none, text = output.chunk(2)
-                        output = none + SCALE * (text - none)
-                    x = scheduler.step(output, t, x).prev_sample
-                return x
+        return call
 
-            return call
-
-        return make
-
-    def replays(self, prepare: Prepare) -> Maker:
+    def replays(self, prepare: Prepare, noises: Sequence[Tensor]) -> Call:
         """As many replays of the network as the loop has, and nothing between them: the floor."""
+        x = torch.cat([noises[0]] * 2) if self.model.guided else noises[0]
+        network = self.network(prepare, Graphed, noises[0])
+        network(x, torch.ones(len(x), device=self.device))
+        assert isinstance(network, Graphed) and network.graph is not None
+        replay, result = network.graph.replay, network.result
 
-        def make(noises: Sequence[Tensor]) -> Call:
-            x = torch.cat([noises[0]] * 2) if self.model.guided else noises[0]
-            network = self.network(prepare, Graphed, noises[0])
-            network(x, torch.ones(len(x), device=self.device))
-            assert isinstance(network, Graphed) and network.graph is not None
-            replay, result = network.graph.replay, network.result
+        def call(i: int) -> Tensor:
+            for _ in range(self.steps):
+                replay()
+            return result
 
-            def call(i: int) -> Tensor:
-                for _ in range(self.steps):
-                    replay()
-                return result
-
-            return call
-
-        return make
+        return call
 
     def baselines(self, batch: int) -> dict[str, Baseline]:
-        graph = functools.partial(loop, devices=("cuda",))
-        slow = functools.partial(graph, quick=False, compiles=True)
+        graph = partial(loop, devices=("cuda",))
+        slow = partial(graph, quick=False, compiles=True)
         found = {
-            STOCK: loop(self.stock(plain, Plain, host_times=False)),
-            EAGER: graph(self.ours(plain, "never")),
-            AUTO: graph(self.ours(plain, "auto")),
-            GRAPHED: graph(self.stock(plain, Graphed)),
-            REPLAYS: graph(self.replays(plain)),
+            STOCK: loop(partial(self.stock, plain, Plain, False)),
+            EAGER: graph(partial(self.ours, plain, "never")),
+            AUTO: graph(partial(self.ours, plain, "auto")),
+            GRAPHED: graph(partial(self.stock, plain, Graphed, True)),
+            REPLAYS: graph(partial(self.replays, plain)),
         }
         if batch == 1 or self.method is self.model.methods[0]:  # the network is the same in both
             found |= {
-                STOCK_COMPILED: slow(self.stock(compiled, Plain)),
-                GRAPHED_COMPILED: slow(self.stock(compiled, Graphed)),
-                OURS_COMPILED: slow(self.ours(compiled, "always")),
-                REPLAYS_COMPILED: slow(self.replays(compiled)),
+                STOCK_COMPILED: slow(partial(self.stock, compiled, Plain, True)),
+                GRAPHED_COMPILED: slow(partial(self.stock, compiled, Graphed, True)),
+                OURS_COMPILED: slow(partial(self.ours, compiled, "always")),
+                REPLAYS_COMPILED: slow(partial(self.replays, compiled)),
             }
         return found
 
@@ -190,11 +180,11 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     with torch.inference_mode(), exact_convolutions():
         for cell in cells(device, True, 4):
             noises = [cell.noise(0, 2)]
-            eager = cell.ours(plain, "never")(noises)(0)
-            replayed = torch.equal(eager, cell.ours(plain, "always")(noises)(0))
-            loops = [cell.stock(plain, Plain, host_times=False)]
-            loops += [cell.stock(plain, kind) for kind in kinds]
-            error = max(relative_error(eager, stock(noises)(0)) for stock in loops)
+            eager = cell.ours(plain, "never", noises)(0)
+            replayed = torch.equal(eager, cell.ours(plain, "always", noises)(0))
+            loops = [cell.stock(plain, Plain, False, noises)]
+            loops += [cell.stock(plain, kind, True, noises) for kind in kinds]
+            error = max(relative_error(eager, stock(0)) for stock in loops)
             gate = within(f"{cell.name}, {cell.method.scheduler}", error, 1e-5)
             yield gate | {"replay is eager to the bit": replayed, "ok": gate["ok"] and replayed}
 
@@ -209,7 +199,7 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             f"{cell.name}, {cell.method.scheduler.removesuffix('Scheduler')}",
             (batch, *cell.shape),
             inputs=lambda i, cell=cell, batch=batch: cell.noise(i, batch),
-            ours=cell.ours(plain, "never" if small else "always"),
+            ours=partial(cell.ours, plain, "never" if small else "always"),
             baselines=cell.baselines(batch),
             settings={"steps": cell.steps},
             capturable=False,

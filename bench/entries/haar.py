@@ -71,41 +71,19 @@ def buffers(
 # == Correctness ===================================================================================
 
 
-class Given(NamedTuple):
-    """What every op is called with in a gate; `two`: two columns of `table`."""
-
-    x: Tensor
-    score: Tensor
-    table: Tensor
-    two: Tensor
-    seeds: Tensor
-
-    def expanded(self, levels: int) -> tuple[int, int]:
-        """A size whose half, rounded up, is x's."""
-        return 2 * self.x.shape[2] - levels % 2, 2 * self.x.shape[3]
-
-
-def definitions(levels: int, g: Given) -> list[Tensor]:
-    """What every op has to make of these, to the bit, in x's dtype: in plain PyTorch."""
-    made = haar_split_ref(g.x, levels)
-    narrow = HaarPyramid(tuple(d.to(g.x.dtype) for d in made.details), made.coarse.to(g.x.dtype))
-    wanted = [*bands(made), haar_merge_ref(narrow, g.x.shape[2:])]
-    wanted.append(haar_step_ref(g.x, g.score, g.table, g.seeds, 3))
-    wanted.append(haar_step_ref(g.x, None, g.two, g.seeds, 3))
+def made(
+    levels: int, x: Tensor, score: Tensor, table: Tensor, two: Tensor, seeds: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What every op makes of these, and what its definition does in plain PyTorch."""
+    split, wanted = haar_split(x, levels), haar_split_ref(x, levels)
+    yield from zip(bands(split), bands(wanted), strict=True)
+    narrow = HaarPyramid(tuple(d.to(x.dtype) for d in wanted.details), wanted.coarse.to(x.dtype))
+    yield haar_merge(split, x.shape[2:]), haar_merge_ref(narrow, x.shape[2:])
+    yield haar_step(x, score, table, seeds, 3), haar_step_ref(x, score, table, seeds, 3)
+    yield haar_noise(x, two, seeds, 3), haar_step_ref(x, None, two, seeds, 3)
     if levels:
-        wanted.append(haar_expand_ref(g.x, g.two[:, :2], g.seeds, 3, g.expanded(levels)))
-    return [value.to(g.x.dtype) for value in wanted]
-
-
-def made_by_ops(levels: int, g: Given) -> list[Tensor]:
-    made = haar_split(g.x, levels)
-    found = [*bands(made), haar_merge(made, g.x.shape[2:])]
-    found.append(haar_step(g.x, g.score, g.table, g.seeds, 3))
-    found.append(haar_noise(g.x, g.two, g.seeds, 3))
-    if levels:
-        two = g.two[:, :2].contiguous()
-        found.append(haar_expand(g.x, two, g.seeds, 3, g.expanded(levels)))
-    return found
+        two, size = two[:, :2].contiguous(), (2 * x.shape[2] - levels % 2, 2 * x.shape[3])
+        yield haar_expand(x, two, seeds, 3, size), haar_expand_ref(x, two, seeds, 3, size)
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
@@ -120,17 +98,17 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
         layout = "channels_last" if last else "contiguous"
         for levels in range(6):
             table = torch.randn(shape[0], levels + 1, 3, generator=random).to(wide)
-            here = Given(x, score, table, table[:, :, :2].contiguous(), torch.arange(shape[0]))
-            there = Given(*(value.to(device) for value in here))
-            wanted = definitions(levels, there)  # on the same device, which is quick
-            case = f"levels={levels} {dtype} {layout} {shape}"
-            gate = same_bits(case, made_by_ops(levels, there), wanted)
-            of_loss = (there.x, there.two, there.seeds, 3)
+            here = x, score, table, table[:, :, :2].contiguous(), torch.arange(shape[0])
+            there = [value.to(device) for value in here]
+            found, wanted = zip(*made(levels, *there), strict=True)  # both there, which is quick
+            wanted = [value.to(dtype) for value in wanted]
+            gate = same_bits(f"levels={levels} {dtype} {layout} {shape}", found, wanted)
+            of_loss = (there[0], *there[3:], 3)
             error = relative_error(haar_loss(*of_loss), haar_loss_ref(*of_loss))
             yield gate | {"error": error, "ok": gate["ok"] and error <= 1e-5}
             if device.type != "cpu" and levels == LEVELS and shape == shapes[0]:
-                case = f"{ON_BOTH}, {dtype} {layout}"
-                yield same_bits(case, wanted, definitions(levels, here))
+                on_cpu = [value.to(dtype) for _, value in made(levels, *here)]
+                yield same_bits(f"{ON_BOTH}, {dtype} {layout}", wanted, on_cpu)
 
 
 # == Rows ==========================================================================================

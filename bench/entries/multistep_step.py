@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from bench.gates import ON_BOTH, Gate, as_defined, relative_error, same_bits, within
 from bench.inputs import step_sizes
 from bench.published import plms_step
-from bench.registry import Baseline, Call, Case, Entry, Maker
+from bench.registry import Baseline, Call, Case, Entry
 from bench.steps import STEPS, Row, Step, flops, moved_bytes, step_of
 from fastdiff.ops import multistep_step_ref, multistep_step_unchecked
 from fastdiff.ops.constants import READS, WRITES
@@ -103,39 +104,35 @@ def published(steps: Sequence[Step]) -> Call:
     return lambda i: plms_step(*prepared[i])
 
 
-def compiled(mode: str) -> Maker:
+def compiled(mode: str, steps: Sequence[Step]) -> Call:
     """torch.compile of the row's definition, in place like ours."""
+    launch = [
+        [float(factor) for factor in (write.output, *write.slots)]
+        for write in weights(steps[0].coefficients, steps[0].reads)
+    ]
 
-    def make(steps: Sequence[Step]) -> Call:
-        launch = [
-            [float(factor) for factor in (write.output, *write.slots)]
-            for write in weights(steps[0].coefficients, steps[0].reads)
+    def rows(states: list[Tensor], output: Tensor, written: list[Tensor]) -> None:
+        new = [
+            sum(w * t for w, t in zip(factors, (output, *states), strict=True) if w)
+            for factors in launch
         ]
+        for slot, value in zip(written, new, strict=True):
+            slot.copy_(value)
 
-        def rows(states: list[Tensor], output: Tensor, written: list[Tensor]) -> None:
-            new = [
-                sum(w * t for w, t in zip(factors, (output, *states), strict=True) if w)
-                for factors in launch
-            ]
-            for slot, value in zip(written, new, strict=True):
-                slot.copy_(value)
+    fused = torch.compile(rows, mode=mode, fullgraph=True, dynamic=False)
 
-        fused = torch.compile(rows, mode=mode, fullgraph=True, dynamic=False)
+    def prepare(step: Step) -> tuple[Any, ...]:
+        # Tensors of their own: for views of one arena Inductor makes copies.
+        slots = [slot.clone() for slot in step.slots]
+        return [slots[i] for i in step.read], step.output, [slots[i] for i in step.written]
 
-        def prepare(step: Step) -> tuple[Any, ...]:
-            # Tensors of their own: for views of one arena Inductor makes copies.
-            slots = [slot.clone() for slot in step.slots]
-            return [slots[i] for i in step.read], step.output, [slots[i] for i in step.written]
+    prepared = [prepare(step) for step in steps]
 
-        prepared = [prepare(step) for step in steps]
+    def call(i: int) -> Tensor:
+        fused(*prepared[i])
+        return prepared[i][2][0]
 
-        def call(i: int) -> Tensor:
-            fused(*prepared[i])
-            return prepared[i][2][0]
-
-        return call
-
-    return make
+    return call
 
 
 def scheduler(name: str, **options: Any) -> Baseline:
@@ -187,9 +184,9 @@ def copied(steps: Sequence[Step]) -> Call:
 
 
 COMPILED = {
-    "torch.compile": Baseline(compiled("default"), compiles=True),
+    "torch.compile": Baseline(partial(compiled, "default"), compiles=True),
     "torch.compile max-autotune": Baseline(
-        compiled("max-autotune-no-cudagraphs"), compiles=True, quick=False
+        partial(compiled, "max-autotune-no-cudagraphs"), compiles=True, quick=False
     ),
 }
 BASELINES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from bench.baselines import loop
 from bench.gates import Gate, exact_convolutions, relative_error, within
 from bench.inputs import cpu_normals
 from bench.loops import Plain, compiled, scheduler
-from bench.registry import Baseline, Call, Case, Entry, Maker
+from bench.registry import Baseline, Call, Case, Entry
 
 SIDE = 32
 
@@ -37,53 +38,52 @@ def ddim() -> Any:
     return scheduler("DDIMScheduler", clip_sample=False)
 
 
-def piped(device: torch.device, batch: int, steps: int, prepare: Callable[[Any], Any]) -> Maker:
+def piped(
+    device: torch.device,
+    batch: int,
+    steps: int,
+    prepare: Callable[[Any], Any],
+    noises: Sequence[Tensor],
+) -> Call:
     """The pipeline as it is called by everyone, its noise given by a generator."""
+    import diffusers
 
-    def make(noises: Sequence[Tensor]) -> Call:
-        import diffusers
+    pipeline = prepare(diffusers.DDIMPipeline(unet(device), ddim()))
+    pipeline.set_progress_bar_config(disable=True)
 
-        pipeline = prepare(diffusers.DDIMPipeline(unet(device), ddim()))
-        pipeline.set_progress_bar_config(disable=True)
+    def call(i: int) -> Any:
+        generator = torch.Generator(device).manual_seed(i)
+        return pipeline(
+            batch, generator, num_inference_steps=steps, output_type="np", return_dict=False
+        )[0]
 
-        def call(i: int) -> Any:
-            generator = torch.Generator(device).manual_seed(i)
-            return pipeline(
-                batch, generator, num_inference_steps=steps, output_type="np", return_dict=False
-            )[0]
-
-        return call
-
-    return make
+    return call
 
 
-def stepped(device: torch.device, steps: int, prepare: Callable[[nn.Module], nn.Module]) -> Maker:
+def stepped(
+    device: torch.device,
+    steps: int,
+    prepare: Callable[[nn.Module], nn.Module],
+    noises: Sequence[Tensor],
+) -> Call:
     """The stock scheduler's loop, the network prepared in some way."""
+    network, stepper = Plain(prepare(unet(device))), ddim()
 
-    def make(noises: Sequence[Tensor]) -> Call:
-        network, stepper = Plain(prepare(unet(device))), ddim()
+    def call(i: int) -> Tensor:
+        stepper.set_timesteps(steps, device=device)
+        x = noises[i]
+        for t in stepper.timesteps:
+            x = stepper.step(network(x, t), t, x).prev_sample
+        return x
 
-        def call(i: int) -> Tensor:
-            stepper.set_timesteps(steps, device=device)
-            x = noises[i]
-            for t in stepper.timesteps:
-                x = stepper.step(network(x, t), t, x).prev_sample
-            return x
-
-        return call
-
-    return make
+    return call
 
 
-def ours(device: torch.device, steps: int) -> Maker:
+def ours(device: torch.device, steps: int, noises: Sequence[Tensor]) -> Call:
     """Our loop: on a GPU one captured graph, where that is faster."""
-
-    def make(noises: Sequence[Tensor]) -> Call:
-        denoiser = fastdiff.wrap(unet(device), schedule=ddim())
-        sampler = fastdiff.Sampler(denoiser, solver="ddim", steps=steps)
-        return lambda i: sampler(noises[i])
-
-    return make
+    denoiser = fastdiff.wrap(unet(device), schedule=ddim())
+    sampler = fastdiff.Sampler(denoiser, solver="ddim", steps=steps)
+    return lambda i: sampler(noises[i])
 
 
 def as_it_is(value: Any) -> Any:
@@ -94,25 +94,27 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """Our stepping makes the stock scheduler's samples."""
     noise = cpu_normals(1, (1, 3, SIDE, SIDE), device, 0)
     with torch.inference_mode(), exact_convolutions():
-        wanted = stepped(device, 5, as_it_is)(noise)(0)
-        error = relative_error(ours(device, 5)(noise)(0), wanted)
+        wanted = stepped(device, 5, as_it_is, noise)(0)
+        error = relative_error(ours(device, 5, noise)(0), wanted)
     yield within("ddim, 5 steps", error, 1e-4)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), (1, 50)):
         shape = (batch, 3, SIDE, SIDE)
-        slow = stepped(device, steps, compiled)
+        slow = partial(stepped, device, steps, compiled)
         yield Case(
             "ddim",
             shape,
             inputs=lambda i, shape=shape: cpu_normals(1, shape, device, i)[0],
-            ours=ours(device, steps),
+            ours=partial(ours, device, steps),
             baselines={
-                "diffusers DDIMPipeline": loop(piped(device, batch, steps, as_it_is)),
+                "diffusers DDIMPipeline": loop(partial(piped, device, batch, steps, as_it_is)),
                 # Only its scheduler becomes ours.
-                "accelerate(DDIMPipeline)": loop(piped(device, batch, steps, fastdiff.accelerate)),
-                "stock loop": Baseline(stepped(device, steps, as_it_is), capturable=False),
+                "accelerate(DDIMPipeline)": loop(
+                    partial(piped, device, batch, steps, fastdiff.accelerate)
+                ),
+                "stock loop": Baseline(partial(stepped, device, steps, as_it_is), capturable=False),
                 "stock loop, compiled network": Baseline(
                     slow, compiles=True, capturable=False, quick=False
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from bench import published
 from bench.baselines import loop
 from bench.gates import Gate, relative_error, within
 from bench.inputs import Shape, cpu_normals, loop_sizes
-from bench.registry import Call, Case, Entry, Maker
+from bench.registry import Call, Case, Entry
 
 STEPS = 20
 FUNCTIONS = ("euler", "ipndm", "dpmpp_2m")
@@ -36,20 +37,21 @@ def theirs(name: str) -> Callable[..., Tensor]:
     return getattr(published, f"k_diffusion_{name}")
 
 
-def run(sampler: Callable[[str], Callable[..., Tensor]], name: str, device: torch.device) -> Maker:
+def run(
+    sampler: Callable[[str], Callable[..., Tensor]],
+    name: str,
+    device: torch.device,
+    sets: Sequence[tuple[Tensor, Tensor]],
+) -> Call:
     """A whole run; the "model" returns a tensor it has."""
+    function, sigmas = sampler(name), karras(device)
 
-    def make(sets: Sequence[tuple[Tensor, Tensor]]) -> Call:
-        function, sigmas = sampler(name), karras(device)
+    def call(i: int) -> Tensor:
+        x, denoised = sets[i]
+        with torch.no_grad():
+            return function(lambda x, sigma: denoised, x, sigmas)
 
-        def call(i: int) -> Tensor:
-            x, denoised = sets[i]
-            with torch.no_grad():
-                return function(lambda x, sigma: denoised, x, sigmas)
-
-        return call
-
-    return make
+    return call
 
 
 def inputs(number: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -73,8 +75,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             name,
             shape,
             inputs=lambda i, shape=shape: inputs(i, shape, device),
-            ours=run(ours, name, device),
-            baselines={"published operations": loop(run(theirs, name, device))},
+            ours=partial(run, ours, name, device),
+            baselines={"published operations": loop(partial(run, theirs, name, device))},
             settings={"steps": STEPS},
             capturable=False,
         )

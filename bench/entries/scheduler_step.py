@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from bench.baselines import loop
 from bench.gates import Gate, relative_error, within
 from bench.inputs import cpu_normals, loop_sizes
-from bench.registry import Call, Case, Entry, Maker
+from bench.registry import Call, Case, Entry
 
 STEPS = 20
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -28,32 +29,28 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 OURS, STOCK = "fastdiff.integrations.diffusers.schedulers", "diffusers"
 
 
-def run(module: str, name: str, device: torch.device) -> Maker:
+def run(module: str, name: str, device: torch.device, sets: Sequence[Sequence[Tensor]]) -> Call:
     """All steps of a run, from `set_timesteps` on; the "network" returns a tensor it has."""
+    kind = getattr(importlib.import_module(module), f"{name}Scheduler")
+    with torch.inference_mode(False):  # it is made where the pipeline is, before any run
+        scheduler = kind(**SCHEDULERS[name])
 
-    def make(sets: Sequence[Sequence[Tensor]]) -> Call:
-        kind = getattr(importlib.import_module(module), f"{name}Scheduler")
-        with torch.inference_mode(False):  # it is made where the pipeline is, before any run
-            scheduler = kind(**SCHEDULERS[name])
+    def call(i: int) -> Tensor:
+        x, output = sets[i]
+        scheduler.set_timesteps(STEPS, device=device)
+        for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(output, t, x).prev_sample
+        return x
 
-        def call(i: int) -> Tensor:
-            x, output = sets[i]
-            scheduler.set_timesteps(STEPS, device=device)
-            for t in scheduler.timesteps:
-                scheduler.scale_model_input(x, t)
-                x = scheduler.step(output, t, x).prev_sample
-            return x
-
-        return call
-
-    return make
+    return call
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """Our runs end where the stock ones end."""
     tensors = [cpu_normals(2, (2, 3, 16, 16), device, 0)]
     for name in SCHEDULERS:
-        theirs, ours = (run(module, name, device)(tensors)(0) for module in (STOCK, OURS))
+        theirs, ours = (run(module, name, device, tensors)(0) for module in (STOCK, OURS))
         yield within(name, relative_error(ours, theirs), 1e-4)
 
 
@@ -63,8 +60,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             name,
             shape,
             inputs=lambda i, shape=shape: cpu_normals(2, shape, device, i),
-            ours=run(OURS, name, device),
-            baselines={"stock": loop(run(STOCK, name, device))},
+            ours=partial(run, OURS, name, device),
+            baselines={"stock": loop(partial(run, STOCK, name, device))},
             settings={"steps": STEPS},
             capturable=False,
         )

@@ -6,6 +6,7 @@ On a GPU every solver's, captured, beside its own loop from Python.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from bench.baselines import loop
 from bench.gates import Gate, relative_error, within
 from bench.inputs import LATENT, LATENTS, cpu_normals
 from bench.loops import replaying, scheduler
-from bench.registry import Call, Case, Entry, Maker
+from bench.registry import Call, Case, Entry
 from fastdiff import NoiseSchedule, Sampler, solver_names
 
 LEADING = {"beta_end": 0.02, "timestep_spacing": "leading"}
@@ -33,43 +34,36 @@ def network(x: Tensor, t: Any) -> Tensor:
     return x * 0.1
 
 
-def ours(solver: str, steps: int, capture: str) -> Maker:
-    def make(noises: Sequence[Tensor]) -> Call:
-        schedule = NoiseSchedule.linear_beta()
-        sampler = Sampler(network, schedule, solver=solver, steps=steps, capture=capture)
-        given = {}
-        if sampler.tableau.stochastic:
-            given["seeds"] = torch.arange(len(noises[0]), device=noises[0].device)
-        run = lambda i: sampler(noises[i], **given)
-        return replaying(sampler, run) if capture == "always" else run
-
-    return make
+def ours(solver: str, steps: int, capture: str, noises: Sequence[Tensor]) -> Call:
+    schedule = NoiseSchedule.linear_beta()
+    sampler = Sampler(network, schedule, solver=solver, steps=steps, capture=capture)
+    given = {}
+    if sampler.tableau.stochastic:
+        given["seeds"] = torch.arange(len(noises[0]), device=noises[0].device)
+    run = lambda i: sampler(noises[i], **given)
+    return replaying(sampler, run) if capture == "always" else run
 
 
-def stock(name: str, options: dict[str, Any], steps: int) -> Maker:
+def stock(name: str, options: dict[str, Any], steps: int, noises: Sequence[Tensor]) -> Call:
     """The loop that diffusers' pipelines write."""
+    stepper = scheduler(name, **options)
 
-    def make(noises: Sequence[Tensor]) -> Call:
-        stepper = scheduler(name, **options)
+    def call(i: int) -> Tensor:
+        stepper.set_timesteps(steps, device=noises[i].device)
+        x = noises[i] * stepper.init_noise_sigma
+        for t in stepper.timesteps:
+            x = stepper.step(network(stepper.scale_model_input(x, t), t), t, x).prev_sample
+        return x
 
-        def call(i: int) -> Tensor:
-            stepper.set_timesteps(steps, device=noises[i].device)
-            x = noises[i] * stepper.init_noise_sigma
-            for t in stepper.timesteps:
-                x = stepper.step(network(stepper.scale_model_input(x, t), t), t, x).prev_sample
-            return x
-
-        return call
-
-    return make
+    return call
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """In float32 as in float64 for the pairs; every solver's replay as its loop, to the bit."""
     noise = cpu_normals(1, (2, 3, 16, 16), device, 0)
     for solver in solver_names():
-        eager = ours(solver, 10, "never")(noise)(0)
-        replayed = torch.equal(ours(solver, 10, "always")(noise)(0), eager)
+        eager = ours(solver, 10, "never", noise)(0)
+        replayed = torch.equal(ours(solver, 10, "always", noise)(0), eager)
         gate = {"case": solver, "ok": True}
         if solver in PAIRS:
             schedule = NoiseSchedule.linear_beta()
@@ -88,15 +82,15 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     if gpu:
         wanted += [(shapes[0], name, 10) for name in solver_names() if name not in PAIRS]
     for shape, solver, steps in wanted:
-        baselines = {EAGER: loop(ours(solver, steps, "never"), devices=("cuda",))}
+        baselines = {EAGER: loop(partial(ours, solver, steps, "never"), devices=("cuda",))}
         if solver in PAIRS:
             label, name, options = PAIRS[solver]
-            baselines[label] = loop(stock(name, options, steps), "diffusers")
+            baselines[label] = loop(partial(stock, name, options, steps), "diffusers")
         yield Case(
             solver,
             shape,
             inputs=lambda i, shape=shape: torch.randn(shape, device=device),
-            ours=ours(solver, steps, "always" if gpu else "never"),
+            ours=partial(ours, solver, steps, "always" if gpu else "never"),
             baselines=baselines,
             settings={"steps": steps},
             capturable=False,

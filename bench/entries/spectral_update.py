@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from bench.entries.spectral_filter import QUICK, gain, on_both, transform_flops
 from bench.gates import Gate, norm_error, within
 from bench.inputs import Shape, normals
 from bench.published import pds_langevin, pds_predictor
-from bench.registry import Baseline, Call, Case, Entry, Maker
+from bench.registry import Baseline, Call, Case, Entry
 from fastdiff.ops import SpectralGains, spectral_langevin, spectral_predictor, spectral_update_ref
 from fastdiff.ops.half_spectrum import spectral_noise_ref
 from fastdiff.ops.spectral_filter import PRECISIONS
@@ -77,12 +78,9 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
             yield within(f"{name} {size} {dtype}: {form}", error, allowed)
 
 
-def ours(name: str) -> Maker:
-    def make(sets: Sequence[Buffers]) -> Call:
-        row = coefficients(name, sets[0].x.device)
-        return lambda i: move(name, sets[i], row)
-
-    return make
+def ours(name: str, sets: Sequence[Buffers]) -> Call:
+    row = coefficients(name, sets[0].x.device)
+    return lambda i: move(name, sets[i], row)
 
 
 PUBLISHED = {
@@ -91,31 +89,27 @@ PUBLISHED = {
 }
 
 
-def well_written(name: str) -> Maker:
+def well_written(name: str, sets: Sequence[Buffers]) -> Call:
     """Two real transforms with the scale folded in, noise drawn in space and transformed too."""
+    halves = []
+    for b in sets:
+        half = b.gain[..., : b.x.shape[3] // 2 + 1]
+        scaled = half / (b.x.shape[2] * b.x.shape[3])
+        halves.append((scaled * half, scaled))
 
-    def make(sets: Sequence[Buffers]) -> Call:
-        halves = []
-        for b in sets:
-            half = b.gain[..., : b.x.shape[3] // 2 + 1]
-            scaled = half / (b.x.shape[2] * b.x.shape[3])
-            halves.append((scaled * half, scaled))
+    def call(i: int) -> Tensor:
+        x, (drift, colour) = sets[i].x, halves[i]
+        direction = torch.fft.rfft2(sets[i].score) * drift
+        noise = torch.fft.rfft2(torch.randn_like(x)) * colour
+        if name == "langevin":  # norms of half spectra: the edges' weight is left out
+            sizes = [torch.linalg.vector_norm(v, dim=(1, 2, 3)) for v in (noise, direction)]
+            h = (2 * SNR**2 * (sizes[0] / sizes[1]).square()).view(-1, 1, 1, 1)
+            total = h * direction + (2 * h).sqrt() * noise
+        else:
+            total = STEP**2 * direction + STEP * noise
+        return x + torch.fft.irfft2(total, s=x.shape[2:], norm="forward")
 
-        def call(i: int) -> Tensor:
-            x, (drift, colour) = sets[i].x, halves[i]
-            direction = torch.fft.rfft2(sets[i].score) * drift
-            noise = torch.fft.rfft2(torch.randn_like(x)) * colour
-            if name == "langevin":  # norms of half spectra: the edges' weight is left out
-                sizes = [torch.linalg.vector_norm(v, dim=(1, 2, 3)) for v in (noise, direction)]
-                h = (2 * SNR**2 * (sizes[0] / sizes[1]).square()).view(-1, 1, 1, 1)
-                total = h * direction + (2 * h).sqrt() * noise
-            else:
-                total = STEP**2 * direction + STEP * noise
-            return x + torch.fft.irfft2(total, s=x.shape[2:], norm="forward")
-
-        return call
-
-    return make
+    return call
 
 
 SHAPES = ((64, 3, 64, 64), (4, 3, 256, 256), (64, 3, 32, 32), (1, 3, 1024, 1024), (1, 3, 32, 32))
@@ -128,12 +122,12 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             name,
             shape,
             inputs=lambda i, shape=shape: buffers(i, shape, device),
-            ours=ours(name),
+            ours=partial(ours, name),
             bytes=12 * elements,
             flops=int((transform_flops(shape) + 60) * elements),
             baselines={  # with noise of their own
                 "published operations": Baseline(PUBLISHED[name], agrees=False),
-                "torch.fft, norm folded": Baseline(well_written(name), agrees=False),
+                "torch.fft, norm folded": Baseline(partial(well_written, name), agrees=False),
             },
         )
 

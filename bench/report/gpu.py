@@ -80,7 +80,7 @@ def _gap(ours: float | None, graphed: float | None, replays: float | None) -> li
 
 # By their vendor's data sheets: bytes a second, multiprocessors, and a clock under load.
 GPUS = {"H100": (3.35e12, 132, 1.7e9), "H200": (4.8e12, 132, 1.7e9)}
-REACHED = 0.75  # of that bandwidth, by what should still pass for a right kernel
+REACHED = 0.75  # of that bandwidth: a right kernel may be as slow as this
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 << 10, 64, 32  # of an sm_90 multiprocessor
 HEADLINE = {
     "multistep_step": ("copy", "ddim", "plms", "unipc"),
@@ -130,7 +130,7 @@ def _predicted(measured: list[Json]) -> str:
 
 
 def _range(case: Case, bandwidth: float, processors: int, clock: float) -> str:
-    """From the bytes at full bandwidth to what memory, launches or arithmetic still excuse."""
+    """The times expected of a right kernel: full bandwidth, to the slowest that is explained."""
     least = case.bytes / bandwidth
     most = max(H200_LAUNCH * 2, least / REACHED, 2 * case.flops / (processors * 128 * clock))
     return f"{time(max(least, H200_LAUNCH / 2) * 1e6)} .. {time(most * 1e6)}"

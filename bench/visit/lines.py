@@ -84,7 +84,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
         elif kind == "triton":
             for key in ("compiled", "cached"):
                 kept["triton"][key] = kept["triton"].get(key, 0) + data[key]
-    ended = all(unit["ok"] for unit in kept["units"].values())  # a cut one is not
+    ended = all(unit["ok"] for unit in kept["units"].values())  # a unit that was cut is not ok
     return record | kept | {"complete": ended and not kept["left"] and not kept["failed"]}
 
 

@@ -64,7 +64,7 @@ PLAN = (
     Unit("doctor", "doctor", 15, most=90),
     Unit("warm", "warm", 40, needs=("cold",)),
     Unit("smoke", "probe", 30, parts=PROBES),
-    Unit("profiler", "probe", 8, parts=("profiler",)),  # of launches' times: by itself
+    Unit("profiler", "probe", 8, parts=("profiler",)),  # by itself, because it times launches
     times("step", 45, "multistep_step", cases=f"^(copy|ddim|plms|unipc) {SIZES}"),
     times("captured DDPM", 40, "captured_loop", cases="^DDPM CIFAR-10, .* 1x",
           needs=("diffusers",)),
@@ -93,12 +93,17 @@ PLAN = (
                    ("extension",) if entry == "haar" else ()))
       for entry in ENTRIES),
 )  # fmt: skip
-BUILD = Unit("build", "build", 90)  # of the extension, aside, where none that fits is there
+BUILD = Unit(
+    "build", "build", 90
+)  # of the extension, beside other units, if no fitting one was brought
 
-NOISY = 1.1  # of a case's 80th over its 20th percentile: measured again
+NOISY = 1.1  # times its 20th percentile: a case whose 80th is above that is measured again
 
 
-CAPTURES = ("test_loop_gpu", "pipelines")  # tests whose captures blocking launches might disturb
+CAPTURES = (
+    "test_loop_gpu",
+    "pipelines",
+)  # such tests capture; launches that block might disturb that
 
 
 def follow_up(record: dict[str, Any], wrong: dict[str, list[str]]) -> tuple[Unit, ...]:
@@ -117,8 +122,9 @@ def follow_up(record: dict[str, Any], wrong: dict[str, list[str]]) -> tuple[Unit
     if of_graphs:
         units.append(Unit("red captures again", "test", 30, names=tuple(of_graphs)))
     if wrong["probes"]:
-        units.append(Unit("red probes again", "probe", 15, parts=tuple(wrong["probes"]),
-                          blocking=True))  # fmt: skip
+        units.append(
+            Unit("red probes again", "probe", 15, parts=tuple(wrong["probes"]), blocking=True)
+        )
     if entries:
         units.append(Unit("red entries again", "explain", 30, tuple(sorted(entries)),
                           names=tuple(wrong["cases"]), blocking=True))  # fmt: skip

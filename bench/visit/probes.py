@@ -238,7 +238,7 @@ def deterministic(device: torch.device) -> Found:
     return found
 
 
-ANYWHERE = ("transforms", "haar", "launches")  # what a CPU can walk through
+ANYWHERE = ("transforms", "haar", "launches")  # probes that also mean something on a CPU
 PROBES: dict[str, Callable[[torch.device], Found]] = {
     function.__name__: function
     for function in (generator, broken_capture, profiler, compiled_bits, workspace, transforms,

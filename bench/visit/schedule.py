@@ -51,13 +51,13 @@ class Running:
         killed = [part for part, process in self.processes.items() if process.poll() is None]
         for process in self.processes.values():
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # also what its group left behind
+                os.killpg(process.pid, signal.SIGKILL)  # the whole group: children of a process too
             except ProcessLookupError:
                 continue
         for process in self.processes.values():
             try:
                 process.wait(timeout=1)
-            except subprocess.TimeoutExpired:  # a driver may hold a killed process for a while
+            except subprocess.TimeoutExpired:  # The driver may hold a killed process for a while.
                 continue
         codes = {part: process.poll() for part, process in self.processes.items()}
         bad = {part: code for part, code in codes.items() if code != 0}
@@ -100,7 +100,7 @@ class Visit:
         """Whether nothing is red. What did not fit is in the record, with its command."""
         try:
             return self._all()
-        finally:  # also where this process is told to end
+        finally:  # SIGTERM ends this process by an exception too.
             for running in (self.running, self.building):
                 if running is not None:
                     running.end()
@@ -111,7 +111,7 @@ class Visit:
             if unit is None:
                 if self.building is None or time.time() > self.deadline:
                     break
-                time.sleep(0.05)  # only what needs the extension is left
+                time.sleep(0.05)  # All that is left waits for the extension.
                 self._look_at_build()
                 continue
             self.waiting.remove(unit)

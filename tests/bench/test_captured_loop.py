@@ -50,7 +50,7 @@ def test_a_loop_that_is_not_captured_is_no_replay(monkeypatch):
     """Else a gate would compare the loop with itself."""
     monkeypatch.setenv("FASTDIFF_CAPTURE", "0")
     cell = next(captured_loop.cells(CPU, True, 2))
-    run = cell.ours(captured_loop.plain, "always")([cell.noise(0, 1)])
+    run = cell.ours(captured_loop.plain, "always", [cell.noise(0, 1)])
     with pytest.raises(RuntimeError, match="not captured"):
         run(0)
 

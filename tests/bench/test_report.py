@@ -74,8 +74,9 @@ def test_what_a_visit_found_stands_beside_what_was_predicted(results):
          "command": "python -m bench gpu", "cpu": "x", "cuda": "13.0", "driver": "1"},
         {"kind": "case", "at": 1, "name": case.partition(" threads")[0], "row": row},
     ])  # fmt: skip
-    made = report.pages(records | {"nvidia-h100-2026-11-28.json": found | {"parts": {}}},
-                        solvers, code)  # fmt: skip
+    made = report.pages(
+        records | {"nvidia-h100-2026-11-28.json": found | {"parts": {}}}, solvers, code
+    )
     lines = made["docs/gpu-visit.md"]["predicted"].splitlines()
     (measured,) = [line for line in lines if "3.21 us" in line]
     assert (
@@ -143,8 +144,9 @@ def test_an_entry_measured_apart_takes_the_place_of_the_older_one(tmp_path, monk
             "quick": False, "complete": True, "commit": "a", "date": "2026-05-02"}  # fmt: skip
     case = lambda entry, us: {f"{entry} case": {"entry": entry, "p50_us": us}}
     whole = tmp_path / "cpu-2026-05-02.json"
-    whole.write_text(json.dumps({**head, "gates": {"a": {}, "b": {}},
-                                 "cases": case("a", 1) | case("b", 2)}))  # fmt: skip
+    whole.write_text(
+        json.dumps({**head, "gates": {"a": {}, "b": {}}, "cases": case("a", 1) | case("b", 2)})
+    )
     part = {
         **head,
         "entries": ["b"],
