@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from tqdm import tqdm
 
+from fastdiff import Sampler, build_tableau, solver_names
 from fastdiff.app.distances import paired_error
 from fastdiff.models import load_digits, load_digits_reference
-from fastdiff.sampler import Sampler
-from fastdiff.solvers import build_tableau, solver_names
 from fastdiff.training.recipes.digits import digits_schedule
 
 from ..files import RESULTS, write_json

@@ -15,6 +15,7 @@ from bench.baselines import compiled, each
 from bench.gates import ON_BOTH, Gate, relative_error, same_bits
 from bench.inputs import IMAGE, IMAGES, Shape
 from bench.registry import Baseline, Case, Entry, Maker
+from bench.steps import NOISE_FLOPS
 from bench.wavelets import LEVELS, bands, slices_step
 from fastdiff.ops import (
     HaarPyramid,
@@ -146,7 +147,7 @@ def packages(way: str) -> dict[str, Baseline]:
     }
 
 
-NORMAL, SPLIT = 70, 8 / 3  # operations of a normal; of one element's way through all levels
+SPLIT = 8 / 3  # operations of one element's way through all levels
 UNFUSED = "split, update, merge"
 quiet = lambda x, c, score: slices_step(x, c, score, noisy=False)
 noisy = lambda x, c, score: slices_step(x, c, score, noisy=True)
@@ -169,23 +170,23 @@ ROWS = {
         | {UNFUSED: Baseline(each(lambda b: wavelets.unfused(b, False)))},
     ),
     "step with noise": Row(
-        3, 3, 3 * SPLIT + 5 + NORMAL,
+        3, 3, 3 * SPLIT + 5 + NOISE_FLOPS,
         each(lambda b: haar_step(b.x, b.score, *b.drawn)),
         slices(noisy, lambda b: (b.x, b.coefficients, b.score))
         | {UNFUSED: Baseline(each(lambda b: wavelets.unfused(b, True)), agrees=False)},
     ),
     "noise": Row(
-        2, 2, 2 * SPLIT + 3 + NORMAL,
+        2, 2, 2 * SPLIT + 3 + NOISE_FLOPS,
         each(lambda b: haar_noise(b.x, *b.drawn)),
         slices(noisy, lambda b: (b.x, b.coefficients, None)),
     ),
     "expand": Row(
-        2, 1.25, SPLIT + NORMAL,
+        2, 1.25, SPLIT + NOISE_FLOPS,
         each(lambda b: haar_expand(b.x, *b.drawn)),
         slices(wavelets.slices_expand, lambda b: (b.x, b.coefficients)),
     ),
     "loss": Row(
-        2, 1, SPLIT + 5 + NORMAL,
+        2, 1, SPLIT + 5 + NOISE_FLOPS,
         each(lambda b: haar_loss(b.x, *b.drawn)),
         slices(wavelets.slices_loss, lambda b: (b.x, b.coefficients, *bands(b.pyramid))),
     ),
