@@ -14,7 +14,6 @@ import argparse
 import datetime
 import importlib
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -26,12 +25,13 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from .record import ROOT, commit
+from .files import ROOT, write_json
+from .record import commit
 
 ARCHS = (80, 90, 100)
 NVCC_WHEELS = " ".join(
@@ -74,6 +74,24 @@ class Report:
         if self.wide_loads + self.wide_stores < self.wide:
             faults.append(f"{self.wide_loads + self.wide_stores} of {self.wide} 128-bit accesses")
         return faults
+
+
+def kept(reports: Iterable[Report]) -> dict[str, Any]:
+    """Reports for a file: of each kernel its numbers by architecture, in the order of `columns`."""
+    kernels: dict[str, dict[str, list[int]]] = {}
+    for report in reports:
+        name, arch, *numbers = asdict(report).values()
+        kernels.setdefault(name, {})[str(arch)] = numbers
+    return {"columns": [field.name for field in fields(Report)[2:]], "kernels": kernels}
+
+
+def reports(kept: dict[str, Any]) -> list[Report]:
+    """The reports that such a file was made of."""
+    return [
+        Report(name, int(arch), **dict(zip(kept["columns"], numbers, strict=True)))
+        for name, archs in kept["kernels"].items()
+        for arch, numbers in archs.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -329,7 +347,7 @@ def main(given: list[str]) -> int:
                 f"{r.name:56} {r.arch:4} {r.registers:5} {r.stack:6} {r.shared:6} "
                 f"{r.local_accesses:6} {r.wide_loads:6} {r.wide_stores:6} {faults}"
             )
-            kernels.append(asdict(r))
+            kernels.append(r)
             if faults:
                 failed.append(f"{r.name} on sm_{r.arch}: {faults}")
     except NoCompiler as error:
@@ -344,7 +362,7 @@ def main(given: list[str]) -> int:
             "commit": commit(),
             "date": datetime.date.today().isoformat(),
         }
-        options.json.write_text(json.dumps({**head, "kernels": kernels}, indent=1) + "\n")
+        write_json(options.json, head | kept(kernels))
     return 0
 
 

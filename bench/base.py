@@ -7,6 +7,7 @@ here where the sources are the same).
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .record import ROOT
+from .files import ROOT
 
 TURNS = 3  # runs of each side, alternating
 SOURCES = ("csrc", "setup.py", "pyproject.toml")
@@ -56,15 +57,10 @@ def _extension(path: Path, revision: str) -> None:
 
 def compare(revision: str, given: list[str]) -> int:
     """Print each case's time here over its time there; 1 where a side has a red gate."""
-    options, skip = [], False
-    for word in given:  # what is left is the same run without --base and --json
-        if (
-            not skip
-            and word not in ("--base", "--json")
-            and not word.startswith(("--base=", "--json="))
-        ):
-            options.append(word)
-        skip = word in ("--base", "--json")
+    left_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    left_out.add_argument("--base")
+    left_out.add_argument("--json")
+    _, options = left_out.parse_known_args(given)  # the same run without these two
     times: dict[str, dict[str, list[float]]] = {}
     with worktree(revision) as base:
         for turn in range(TURNS):

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from .gates import Gate, exact_convolutions, relative_error
 from .record import Record, commit
-from .registry import Baseline, Call, Case, Entry, Gate, exact_convolutions, relative_error
+from .registry import Baseline, Call, Case, Entry
 from .timing import Replay, Seconds, interleaved, quantiles, ratio, recorded, replayed
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints at every start
@@ -28,7 +29,7 @@ MOST_SETS = 16
 AGREEMENT = 1e-4  # relative; a baseline further away computes something else
 
 
-Chooser = Callable[[Case], Case | None]  # what of a case a run is for
+Chooser = Callable[[Case], Case | None]  # the part of a case that is wanted, or None
 
 
 def run_entries(
@@ -56,15 +57,14 @@ def run_entries(
             say(f"\n{entry.name}: {why}")
             continue
         if entry.name not in record.data["gates"]:
-            found = list(gates_of(entry, device, quick if quick_gates is None else quick_gates,
-                                  deadline))  # fmt: skip
+            fewer = quick if quick_gates is None else quick_gates
+            found = list(gates_of(entry, device, fewer, deadline))
             if time.monotonic() > deadline:
                 say(f"\n{entry.name}: out of time in its gates")
                 return green and all(gate["ok"] for gate in found)
             record.gates(entry.name, found)
-        red = [gate for gate in record.data["gates"][entry.name] if not gate["ok"]]
-        number = len(record.data["gates"][entry.name])
-        say(f"\n{entry.name}: {number - len(red)} of {number} gates green")
+        checked, red = (record.data["gates"][entry.name][key] for key in ("checked", "red"))
+        say(f"\n{entry.name}: {checked - len(red)} of {checked} gates green")
         if red:
             green = False
             for gate in red:
@@ -73,9 +73,8 @@ def run_entries(
             continue
         for whole in entry.cases(device, quick):
             for count in threads:
-                name = f"{entry.name} {whole.name}" + (
-                    f" threads={count}" if device.type == "cpu" else ""
-                )
+                name = f"{entry.name} {whole.name}"
+                name += f" threads={count}" if device.type == "cpu" else ""
                 chosen = choose(whole)
                 case = chosen and missing(chosen, record.data["cases"].get(name))
                 if case is None:
@@ -84,8 +83,8 @@ def run_entries(
                     say("  out of time; run the same command again to go on")
                     return green
                 try:
-                    row = measure(case, device, quick=quick, threads=count)
-                except Exception as error:  # the others still have their times
+                    row = row_of(entry, case, device, quick=quick, threads=count)
+                except Exception as error:  # Go on: the other cases can still be timed.
                     green = False
                     record.failed(name, _words(error))
                     say(f"  RED {name}: {_words(error)}")
@@ -93,10 +92,9 @@ def run_entries(
                         say("  the device fails every call after it in this process")
                         os._exit(POISONED)
                 else:
-                    head = {"entry": entry.name, "kind": entry.kind, "commit": commit()}
-                    record.case(name, {**head, **row})
+                    record.case(name, row)
                     say(line(name, row))
-    record.complete()  # one with failures is gone on with: they are tried again
+    record.complete()  # Cases that failed keep it open, so that the next run tries them again.
     return green
 
 
@@ -127,7 +125,7 @@ def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
 def gates_of(
     entry: Entry, device: torch.device, quick: bool, deadline: float = float("inf")
 ) -> Iterator[Gate]:
-    """Until the deadline; what they meet besides a wrong number is a red one."""
+    """An entry's gates until the deadline; an exception becomes a red gate."""
     try:
         for gate in entry.gates(device, quick):
             yield gate
@@ -150,6 +148,12 @@ def line(name: str, row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def row_of(entry: Entry, case: Case, device: torch.device, **how: Any) -> dict[str, Any]:
+    """`measure`, with what the record says of the case besides."""
+    found = measure(case, device, **how)
+    return {"entry": entry.name, "kind": entry.kind, "commit": commit(), **found}
+
+
 def measure(case: Case, device: torch.device, *, quick: bool, threads: int) -> dict[str, Any]:
     """Times and facts of one case; `over_ours`: a baseline's median over ours."""
     before = torch.get_num_threads()
@@ -162,7 +166,7 @@ def measure(case: Case, device: torch.device, *, quick: bool, threads: int) -> d
         if any(baseline.compiles for baseline in case.baselines.values()):
             torch.compiler.reset()
         if case.graphs:
-            gc.collect()  # networks, their compiled code and their graphs hold each other
+            gc.collect()  # Networks, compiled code and graphs refer to each other in cycles.
 
 
 def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
             calls[name], first_us[name], held[name] = _first(case, baseline.make, buffers, device)
         except Disagreement:
             raise
-        except Exception as error:  # theirs, and no reason to have no times of ours
+        except Exception as error:  # A baseline that fails must not cost us our own times.
             skipped[name] = f"failed, {_words(error)}"
             del made[name]
     budget, least = budget_s(quick, device), 5 if on_gpu else 15
@@ -230,14 +234,14 @@ def _measure(case: Case, device: torch.device, quick: bool, threads: int) -> dic
         "buffers": sets,
         "bytes": case.bytes,
         "flops": case.flops,
-        # A profile on a GPU may slow down what is timed after it: counted in a process of its own.
+        # A profile may slow down later launches on a GPU, so another process counts them there.
         "launches": None if on_gpu else launches(calls[OURS], device),
         "peak_bytes": {name: _peak(call, device) for name, call in calls.items()},
         **({"held_bytes": held} if on_gpu and case.graphs else {}),
         "first_call_ms": {name: us / 1e3 for name, us in first_us.items()},
         "rounds": {group: len(seconds[OURS]) for group, seconds in groups.items()},
         "times": {
-            group: {name: quantiles(taken) for name, taken in seconds.items()}
+            group: {name: list(quantiles(taken).values()) for name, taken in seconds.items()}
             for group, seconds in groups.items()
         },
         "skipped": skipped,
@@ -276,7 +280,7 @@ class Disagreement(AssertionError):
 
 
 def _same_results(case: Case, ours: Any, name: str, baseline: Baseline) -> None:
-    """A baseline makes of the first buffers what we made of them."""
+    """Raise unless a baseline computes from the first buffers what ours did."""
     with exact_convolutions():
         error = relative_error(baseline.make([case.inputs(0)])(0), ours)
     if not error <= AGREEMENT:

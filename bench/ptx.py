@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from .files import ROOT, write_json
+
 PLUGIN = "tests.helpers.ptx_device"
 GATES = "tests/kernels/test_gates.py"
 GATED = (  # entries whose ops are Triton kernels, the longest first
@@ -84,8 +85,9 @@ def main(given: list[str]) -> int:
     options = parser.parse_args(given)
     totals: dict[str, Count] = defaultdict(Count)
     with tempfile.TemporaryDirectory() as folder:
-        done = run("-n", "auto", "--maxschedchunk", "1", "--ptx-counts", folder, *TESTS,
-                   capture=False)  # fmt: skip
+        done = run(
+            "-n", "auto", "--maxschedchunk", "1", "--ptx-counts", folder, *TESTS, capture=False
+        )
         for file in Path(folder).iterdir():
             for kernel, count in json.loads(file.read_text()).items():
                 totals[kernel].add(count)
@@ -106,7 +108,7 @@ def main(given: list[str]) -> int:
             }
             for kernel, total in sorted(totals.items())
         }  # fmt: skip
-        options.json.write_text(json.dumps({**head, "kernels": kernels}, indent=1) + "\n")
+        write_json(options.json, {**head, "kernels": kernels})
     return int(red)
 
 

@@ -1,29 +1,24 @@
-"""A run's record: what it was taken on, written after every case, gone on with if it broke off."""
+"""A run's record: written after every case, gone on with if it broke off. No torch, as files.py.
+
+A case's row holds, in microseconds, the 20th, 50th and 80th percentile of every call that was timed
+with ours (`times`, by group), and the ratios that rounds of such a group gave (`over_ours`).
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
+from .files import RESULTS, ROOT, write_json
 
-from fastdiff import _ext
-from fastdiff.app.machine import cpu_model
-
-from .merging import together, write_whole
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 SAME = ("schema", "device", "cpu", "torch", "triton", "quick", "dry", "threads")
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Record:
@@ -35,21 +30,19 @@ class Record:
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path = path
-        self.data: dict[str, Any] = {
-            **head, "gates": {}, "skipped": {}, "cases": {}, "failed": {}
-        }  # fmt: skip
+        self.data: dict[str, Any] = dict(head)
+        self.data |= {key: {} for key in ("gates", "skipped", "cases", "failed")}
         self.resumed = False
         try:
             before = json.loads(path.read_text())
         except (OSError, ValueError):
             return
-        if isinstance(before, dict) and not before.get("complete") and all(
-            before.get(key) == head.get(key) for key in SAME
-        ):  # fmt: skip
-            self.data, self.resumed = before, True
+        if isinstance(before, dict) and not before.get("complete"):
+            if all(before.get(key) == head.get(key) for key in SAME):
+                self.data, self.resumed = before, True
 
     def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-        self.data["gates"][entry] = gates
+        self.data["gates"][entry] = summed_up(gates)
         self.write()
 
     def skipped(self, entry: str, why: str) -> None:
@@ -57,7 +50,7 @@ class Record:
         self.write()
 
     def case(self, name: str, row: dict[str, Any]) -> None:
-        """Times of a case; of one that has some, the baselines that were missing."""
+        """Add the times of a case; if it has some already, those of baselines that were missing."""
         self.data["failed"].pop(name, None)
         self.data["cases"][name] = together(self.data["cases"].get(name), row)
         self.write()
@@ -67,53 +60,44 @@ class Record:
         self.write()
 
     def complete(self) -> None:
-        """The end of a run: whether another one would have anything to do."""
+        """End a run. It is complete unless a case failed, which another run would try again."""
         self.data["complete"] = not self.data["failed"]
         self.write()
 
     def write(self) -> None:
-        write_whole(self.path, json.dumps(self.data, indent=1) + "\n")
+        write_json(self.path, self.data)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers are taken on and with."""
-    import triton
-
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "device": "cpu",
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average_before": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "extension": _ext.build_info() or _ext.reason,
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        record["device"] = properties.name
-        record["multiprocessors"] = properties.multi_processor_count
-        record["l2_bytes"] = properties.L2_cache_size
-        record["cuda"] = torch.version.cuda
-        record["driver"] = _first_line(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
-    return record
+def summed_up(gates: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Of an entry's gates: how many, the red ones, and the green one that was closest to red."""
+    gates = list(gates)
+    bounded = [gate for gate in gates if gate["ok"] and gate.get("allowed")]
+    found = {"checked": len(gates), "red": [gate for gate in gates if not gate["ok"]]}
+    if bounded:
+        found["closest"] = max(bounded, key=lambda gate: gate["error"] / gate["allowed"])
+    return found
 
 
-def slug(device: torch.device) -> str:
-    """<device>-<today>: what a record is called."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return f"{name}-{datetime.date.today().isoformat()}"
+def together(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
+    """A case's row with what a later run added: ratios are of one run each, so they stay right.
 
-
-def result_path(device: torch.device, only: Sequence[str] = ()) -> Path:
-    """In bench/results/; with the entries in its name where it has not all."""
-    return RESULTS / f"{'-'.join([slug(device), *only])}.json"
+    Times of ours are the first run's; those of the second are kept as groups "..., again".
+    """
+    if first is None:
+        return second
+    merged = dict(first)
+    for key in ("over_ours", "peak_bytes", "held_bytes", "first_call_ms"):
+        merged[key] = {**second.get(key, {}), **first.get(key, {})}
+    kept = {n: why for n, why in first["skipped"].items() if n not in second["over_ours"]}
+    merged["skipped"] = {**second["skipped"], **kept}
+    for key in ("times", "rounds"):
+        merged[key] = dict(first[key])
+        for group, value in second[key].items():
+            merged[key][f"{group}, again" if group in first[key] else group] = value
+    if first.get("commit") != second.get("commit"):
+        late = dict.fromkeys(second["over_ours"], second.get("commit"))
+        merged["commits"] = {**late, **first.get("commits", {})}
+    return merged
 
 
 def latest(name: str) -> Path | None:
@@ -134,15 +118,15 @@ def completed(whole: Path) -> dict[str, Any]:
         if not found or found[1] < date:
             continue
         part = json.loads(path.read_text())
-        if part["quick"] or not part.get("complete") or any(
-            part[key] != data[key] for key in ("schema", "device", "cpu", "torch", "threads")
-        ):  # fmt: skip
+        same = ("schema", "device", "cpu", "torch", "threads")
+        alike = all(part[key] == data[key] for key in same)
+        if not alike or part["quick"] or not part.get("complete"):
             raise SystemExit(f"{path.name} does not go with {whole.name}: measure again")
         for entry in part["entries"]:
             kept = {n: case for n, case in data["cases"].items() if case["entry"] != entry}
             data["cases"] = kept | part["cases"]
-            data["parts"][entry] = {"file": path.name, "commit": part["commit"],
-                                    "date": part["date"]}  # fmt: skip
+            about = {"file": path.name, "commit": part["commit"], "date": part["date"]}
+            data["parts"][entry] = about
         data["gates"] |= part["gates"]
     return data
 
@@ -153,16 +137,17 @@ def commit() -> str:
 
     In a copy without its .git FASTDIFF_COMMIT in the environment says it.
     """
-    head = _first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
+    head = first_line("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD")
     sources = ("fastdiff", "kernels", "csrc", "setup.py", "bench")
-    changed = _first_line("git", "-C", str(ROOT), "status", "--porcelain", "--", *sources,
-                          ":(exclude)bench/results")  # fmt: skip
+    status = ("git", "-C", str(ROOT), "status", "--porcelain", "--")
+    changed = first_line(*status, *sources, ":(exclude)bench/results")
     if not head:
         return os.environ.get("FASTDIFF_COMMIT", "unknown")
     return f"{head}, with changes" if changed else head
 
 
-def _first_line(*command: str) -> str:
+def first_line(*command: str) -> str:
+    """What a command prints first; "" where it cannot be run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

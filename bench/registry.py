@@ -1,22 +1,24 @@
 """What is measured: one entry for each op of `fastdiff.ops` and for each loop.
 
 An entry names its gates and its cases; the harness (measure.py) does the rest the same way for all.
-To add one: a file in bench/entries/ with an `ENTRY`, and a line at the end of this one.
+To add one: a file in bench/entries/ with an `ENTRY`, and its name in bench/entries/__init__.py.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from .entries import NAMES
+from .gates import Gate
 
 Call = Callable[[int], Any]  # one run on the buffers of that number
-Gate = dict[str, Any]  # what was compared, and "ok"
+Maker = Callable[[Sequence[Any]], Call]  # from the sets of buffers to the call
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Baseline:
 
     Attributes:
         make: from the buffer sets to the call. Imports what it needs.
-        needs: the module it comes from; where that is absent the baseline is skipped with a word.
+        needs: the module it comes from; where that is absent the
+            baseline is left out and the record says why.
         compiles: whether torch.compile makes it, which takes its time first. On the CPU it is timed
             in a group of its own, beside ours only: compiled code brings a second pool of spinning
             threads there, which would slow down whatever runs after it.
@@ -36,7 +39,7 @@ class Baseline:
         quick: whether --quick has time for it.
     """
 
-    make: Callable[[Sequence[Any]], Call]
+    make: Maker
     needs: str = ""
     compiles: bool = False
     capturable: bool = True
@@ -63,16 +66,16 @@ class Case:
         ours: from the buffer sets to fastdiff's call, which returns its result.
         bytes: moved to and from memory, every operand once; 0 for loops, whose network moves more.
         flops: arithmetic on image elements.
-        capturable: as a baseline's.
+        capturable: as `Baseline.capturable`.
         graphs: whether calls keep CUDA graphs: their pools are measured, and freed after the case.
     """
 
     row: str
     shape: tuple[int, ...]
     inputs: Callable[[int], Any]
-    ours: Callable[[Sequence[Any]], Call]
-    bytes: int
-    flops: int
+    ours: Maker
+    bytes: int = 0
+    flops: int = 0
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     capturable: bool = True
@@ -94,7 +97,8 @@ class Entry:
         covers: the public names of `fastdiff.ops` that it measures.
         gates: comparisons with references that come first; a red one and no time is taken.
         cases: what is timed, in order of worth; fewer of them for --quick.
-        needs: the module without which nothing of it runs; then it is left out with a word.
+        needs: the module without which nothing of it runs: then the entry is left out, and the
+            record says why.
     """
 
     name: str
@@ -109,11 +113,6 @@ class Entry:
         return absent(self.needs)
 
 
-def exact_convolutions() -> contextlib.AbstractContextManager[Any]:
-    """For comparisons: cuDNN in float32 proper, and the same algorithm each time."""
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
 def absent(module: str) -> str:
     """A sentence where a module of the bench extra is not installed, else ""."""
     if not module or importlib.util.find_spec(module):
@@ -121,65 +120,17 @@ def absent(module: str) -> str:
     return f"{module} is not installed: pip install '.[bench]'"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the README or the docs that compares: what it rests on must be measured."""
-
-    sentence: str
-    entry: str
-    row: str
-    baseline: str
-
-
-def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
-    """Largest difference over the largest magnitude wanted; infinite where NaN meets a number."""
-    if not isinstance(found, Tensor):
-        return max(relative_error(*pair) for pair in zip(found, wanted, strict=True))
-    wanted = wanted.detach().double()
-    found = found.detach().to(wanted.device).double()
-    return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
-
-
 def entries() -> tuple[Entry, ...]:
     """All entries, in order of worth."""
-    from .entries import (
-        captured_loop,
-        haar,
-        initial_noise,
-        multistep_step,
-        pipeline,
-        sampler_functions,
-        scheduler_step,
-        solver_loop,
-        spectral_filter,
-        spectral_update,
-        weighted_sums,
-    )
-
-    return (
-        multistep_step.ENTRY,
-        weighted_sums.ENTRY,
-        initial_noise.ENTRY,
-        haar.ENTRY,
-        spectral_filter.ENTRY,
-        spectral_update.ENTRY,
-        captured_loop.ENTRY,
-        solver_loop.ENTRY,
-        scheduler_step.ENTRY,
-        sampler_functions.ENTRY,
-        pipeline.ENTRY,
-    )
+    return tuple(importlib.import_module(f"bench.entries.{name}").ENTRY for name in NAMES)
 
 
-CLAIMS = (
-    Claim("faster than diffusers' PNDM step", "multistep_step", "plms", "diffusers PNDM"),
-    Claim("faster than diffusers' UniPC step", "multistep_step", "unipc", "diffusers UniPC"),
-    Claim("faster than torch.compile of the same row", "multistep_step", "plms", "torch.compile"),
-    Claim("faster than torch.compile of slices", "haar", "split", "torch.compile"),
-    Claim("faster than the wavelet packages", "haar", "merge", "pytorch_wavelets"),
-    Claim("faster than published updates", "spectral_update", "langevin", "published operations"),
-    Claim("a solver's own cost in a loop", "solver_loop", "ipndm", "diffusers PNDM"),
-    Claim("a drop-in scheduler's steps", "scheduler_step", "PNDM", "stock"),
-    Claim("drop-in sampler functions", "sampler_functions", "ipndm", "published operations"),
-    Claim("a whole pipeline", "pipeline", "ddim", "diffusers DDIMPipeline"),
-)
+def named(name: str) -> Entry:
+    return next(entry for entry in entries() if entry.name == name)
+
+
+def all_cases(device: torch.device, quick: bool) -> Iterator[tuple[str, Entry, Case]]:
+    """Every case, with the name of its row in a GPU's record (a CPU's adds the threads)."""
+    for entry in entries():
+        for case in entry.cases(device, quick):
+            yield f"{entry.name} {case.name}", entry, case

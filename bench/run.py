@@ -11,8 +11,10 @@ import torch
 
 import fastdiff
 
+from .files import ROOT
+from .machine import machine, result_path
 from .measure import run_entries
-from .record import ROOT, Record, machine, result_path
+from .record import Record
 from .registry import entries
 from .timing import keep_freed_memory
 

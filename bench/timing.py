@@ -15,7 +15,7 @@ import torch
 Call = Callable[[int], Any]  # a run on the buffers of that number
 Seconds = dict[str, list[float]]  # name -> a time of each round; all names have as many
 
-WARM_S = 0.3  # clocks rise under load
+WARM_S = 0.3  # of warming up: clocks rise under load
 
 
 def keep_freed_memory() -> None:
@@ -70,7 +70,7 @@ def interleaved(
     seconds: Seconds = {name: [] for name in calls}
     order, shuffle = list(calls.items()), random.Random(0).shuffle
     for number in range(rounds):
-        shuffle(order)  # what ran before leaves its mark on caches and threads
+        shuffle(order)  # a call inherits caches and threads from the one before
         for name, call in order:
             start = time.perf_counter()
             call(number % sets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from fastdiff.kernels import _tuning
 from fastdiff.kernels import multistep_step as kernels
 from fastdiff.ops import multistep_step_ref
 
-from .entries.multistep_step import Row, Step, step_of
-from .merging import write_whole
-from .record import machine
+from .files import write_json
+from .machine import machine
+from .steps import Row, Step, step_of
 from .timing import Call, interleaved, quantiles, recorded, replayed
 
 # The variants that solvers use, at a size for the launch and one for the memory.
@@ -69,8 +68,8 @@ def tune(device: torch.device, path: Path) -> int:
         if total[best] < WORTH ** len(sizes):
             found[f"R{reads} W{writes}"] = best._asdict()
         if not dry:
-            text = json.dumps({**machine(device), "configs": found, "times": times}, indent=1)
-            write_whole(path, text + "\n")  # what comes after may be cut
+            # After every variant, because the visit may end during the next one.
+            write_json(path, {**machine(device), "configs": found, "times": times})
         print(
             f"R{reads} W{writes}: {best} at {total[best] ** (1 / len(sizes)):.3f} of the heuristic"
         )

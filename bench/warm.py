@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from .compile_only import STUBS
+from .files import ROOT
 from .ptx import PLUGIN, TESTS
-from .visit.command import CACHE, ROOT, triton_environment, unpack
+from .visit.command import CACHE, triton_environment, unpack
 from .visit.plan import ENTRIES
 
-MOST = 1 << 24  # elements of a case that is walked: larger ones have the variants of smaller ones
+MOST = 1 << 24  # elements; larger cases launch the same variants, so they are not walked
 KEPT = (".cubin", ".json", ".so", ".ptx")  # what a launch reads of the cache; PTX for --check
 COUNTS = "FASTDIFF_WARM_COUNTS"  # where a process leaves which kernels it compiled or found
 # The files of tests that capture, and in how many parts each is walked.
@@ -67,14 +68,14 @@ def main(given: list[str]) -> int:
             STUBS: "1",
             "TRITON_INTERPRET": "0",
             "OMP_NUM_THREADS": "1",  # a process a core: threads beside them only wait
-            "CUDA_VISIBLE_DEVICES": "",  # a GPU that is there would be used, and the PTX not be run
+            "CUDA_VISIBLE_DEVICES": "",  # so that no GPU runs them instead
         }
         with ThreadPoolExecutor(options.procs) as pool:
             done = list(pool.map(lambda job: _ran(job, env), jobs()))
         counts = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     broken = False
     for job, (code, said) in zip(jobs(), done, strict=True):
-        # 1 of a stand-in: tests that cannot pass there; they have launched all the same.
+        # On the stand-in some tests fail by design (1); their kernels were launched all the same.
         if code not in ((0, 1) if "--walk" in job else (0,)):
             print(f"{' '.join(job[3:])} ended with {code}:\n{said[-2000:]}")
             broken = True
@@ -141,7 +142,7 @@ def walk() -> None:
     """A device that is not there: ops compile their launches for it, and run on the CPU."""
     import torch
 
-    from tests import cuda_stand_in
+    from tests.helpers import cuda_stand_in
 
     from . import compile_only
 
@@ -191,9 +192,9 @@ def cases(name: str) -> None:
     import torch
 
     walk()
-    from .registry import entries
+    from .registry import named
 
-    entry = next(entry for entry in entries() if entry.name == name)
+    entry = named(name)
     if entry.lacks() or name in ("captured_loop", "pipeline", "scheduler_step"):
         return  # their launches are those of the tests
     for _ in entry.gates(torch.device("cuda", 0), False):

@@ -3,103 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.registry import (
-    Baseline,
-    Call,
-    Case,
-    Entry,
-    Gate,
-    exact_convolutions,
-    relative_error,
-)
-from fastdiff import Sampler, wrap
+import fastdiff
+from bench.baselines import loop
+from bench.gates import Gate, exact_convolutions, relative_error, within
+from bench.inputs import cpu_normals
+from bench.loops import Plain, compiled, scheduler
+from bench.registry import Baseline, Call, Case, Entry
 
 SIDE = 32
 
 
-def unet(device: torch.device) -> torch.nn.Module:
+def unet(device: torch.device) -> nn.Module:
     """A UNet2DModel of 3.5 million parameters, random weights."""
     import diffusers
 
     torch.manual_seed(0)
-    return (
-        diffusers.UNet2DModel(
-            sample_size=SIDE,
-            block_out_channels=(64, 128),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        )
-        .eval()
-        .to(device)
+    network = diffusers.UNet2DModel(
+        sample_size=SIDE,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
+    return network.eval().to(device)
 
 
-def scheduler() -> Any:
+def ddim() -> Any:
+    return scheduler("DDIMScheduler", clip_sample=False)
+
+
+def piped(
+    device: torch.device,
+    batch: int,
+    steps: int,
+    prepare: Callable[[Any], Any],
+    noises: Sequence[Tensor],
+) -> Call:
+    """The pipeline as it is called by everyone, its noise given by a generator."""
     import diffusers
 
-    return diffusers.DDIMScheduler(clip_sample=False)
-
-
-def stock(device: torch.device, batch: int, steps: int) -> Callable[[Sequence[Tensor]], Call]:
-    """The pipeline as it is called by everyone, its noise given by a generator."""
-
-    def make(noises: Sequence[Tensor]) -> Call:
-        import diffusers
-
-        return _piped(diffusers.DDIMPipeline(unet(device), scheduler()), device, batch, steps)
-
-    return make
-
-
-def stepped(
-    device: torch.device, steps: int, prepare: Callable[[torch.nn.Module], Any]
-) -> Callable[[Sequence[Tensor]], Call]:
-    """The stock scheduler's loop, the network prepared in some way."""
-
-    def make(noises: Sequence[Tensor]) -> Call:
-        network, stepper = prepare(unet(device)), scheduler()
-
-        def call(i: int) -> Tensor:
-            stepper.set_timesteps(steps, device=device)
-            x = noises[i]
-            for t in stepper.timesteps:
-                x = stepper.step(network(x, t), t, x).prev_sample
-            return x
-
-        return call
-
-    return make
-
-
-def plain(network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, t: network(x, t).sample
-
-
-def compiled(network: torch.nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return plain(torch.compile(network, fullgraph=True, dynamic=False))
-
-
-def accelerated(device: torch.device, batch: int, steps: int) -> Callable[..., Call]:
-    """The stock pipeline after `fastdiff.accelerate`: only its scheduler is ours."""
-
-    def make(noises: Sequence[Tensor]) -> Call:
-        import diffusers
-
-        import fastdiff
-
-        pipeline = diffusers.DDIMPipeline(unet(device), scheduler())
-        return _piped(fastdiff.accelerate(pipeline), device, batch, steps)
-
-    return make
-
-
-def _piped(pipeline: Any, device: torch.device, batch: int, steps: int) -> Call:
+    pipeline = prepare(diffusers.DDIMPipeline(unet(device), ddim()))
     pipeline.set_progress_bar_config(disable=True)
 
     def call(i: int) -> Any:
@@ -111,48 +60,63 @@ def _piped(pipeline: Any, device: torch.device, batch: int, steps: int) -> Call:
     return call
 
 
-def ours(device: torch.device, steps: int) -> Callable[[Sequence[Tensor]], Call]:
+def stepped(
+    device: torch.device,
+    steps: int,
+    prepare: Callable[[nn.Module], nn.Module],
+    noises: Sequence[Tensor],
+) -> Call:
+    """The stock scheduler's loop, the network prepared in some way."""
+    network, stepper = Plain(prepare(unet(device))), ddim()
+
+    def call(i: int) -> Tensor:
+        stepper.set_timesteps(steps, device=device)
+        x = noises[i]
+        for t in stepper.timesteps:
+            x = stepper.step(network(x, t), t, x).prev_sample
+        return x
+
+    return call
+
+
+def ours(device: torch.device, steps: int, noises: Sequence[Tensor]) -> Call:
     """Our loop: on a GPU one captured graph, where that is faster."""
+    denoiser = fastdiff.wrap(unet(device), schedule=ddim())
+    sampler = fastdiff.Sampler(denoiser, solver="ddim", steps=steps)
+    return lambda i: sampler(noises[i])
 
-    def make(noises: Sequence[Tensor]) -> Call:
-        denoiser = wrap(unet(device), schedule=scheduler())
-        sampler = Sampler(denoiser, solver="ddim", steps=steps)
-        return lambda i: sampler(noises[i])
 
-    return make
+def as_it_is(value: Any) -> Any:
+    return value
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """Our stepping makes the stock scheduler's samples."""
-    noise = [torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)]
+    noise = cpu_normals(1, (1, 3, SIDE, SIDE), device, 0)
     with torch.inference_mode(), exact_convolutions():
-        wanted = stepped(device, 5, plain)(noise)(0)
-        error = relative_error(ours(device, 5)(noise)(0), wanted)
-    yield {"case": "ddim, 5 steps", "error": error, "allowed": 1e-4, "ok": error <= 1e-4}
+        wanted = stepped(device, 5, as_it_is, noise)(0)
+        error = relative_error(ours(device, 5, noise)(0), wanted)
+    yield within("ddim, 5 steps", error, 1e-4)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), (1, 50)):
         shape = (batch, 3, SIDE, SIDE)
+        slow = partial(stepped, device, steps, compiled)
         yield Case(
             "ddim",
             shape,
-            inputs=lambda i, shape=shape: torch.randn(
-                shape, generator=torch.Generator().manual_seed(i)
-            ).to(device),
-            ours=ours(device, steps),
-            bytes=0,
-            flops=0,
+            inputs=lambda i, shape=shape: cpu_normals(1, shape, device, i)[0],
+            ours=partial(ours, device, steps),
             baselines={
-                "diffusers DDIMPipeline": Baseline(
-                    stock(device, batch, steps), capturable=False, agrees=False
+                "diffusers DDIMPipeline": loop(partial(piped, device, batch, steps, as_it_is)),
+                # Only its scheduler becomes ours.
+                "accelerate(DDIMPipeline)": loop(
+                    partial(piped, device, batch, steps, fastdiff.accelerate)
                 ),
-                "accelerate(DDIMPipeline)": Baseline(
-                    accelerated(device, batch, steps), capturable=False, agrees=False
-                ),
-                "stock loop": Baseline(stepped(device, steps, plain), capturable=False),
+                "stock loop": Baseline(partial(stepped, device, steps, as_it_is), capturable=False),
                 "stock loop, compiled network": Baseline(
-                    stepped(device, steps, compiled), compiles=True, capturable=False, quick=False
+                    slow, compiles=True, capturable=False, quick=False
                 ),
             },
             settings={"steps": steps},

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bench import published
-from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
+from bench.baselines import loop
+from bench.gates import Gate, relative_error, within
+from bench.inputs import Shape, cpu_normals, loop_sizes
+from bench.registry import Call, Case, Entry
 
 STEPS = 20
 FUNCTIONS = ("euler", "ipndm", "dpmpp_2m")
+SIGMA = 14.6  # the largest
 
 
 def karras(device: torch.device) -> Tensor:
     """STEPS levels of Karras et al. 2022, eq. 5, and 0."""
-    root = torch.linspace(14.6 ** (1 / 7), 0.03 ** (1 / 7), STEPS, device=device)
+    root = torch.linspace(SIGMA ** (1 / 7), 0.03 ** (1 / 7), STEPS, device=device)
     return torch.cat([root**7, root.new_zeros(1)])
 
 
@@ -33,27 +38,25 @@ def theirs(name: str) -> Callable[..., Tensor]:
 
 
 def run(
-    sampler: Callable[[str], Callable[..., Tensor]], name: str, device: torch.device
-) -> Callable[[Sequence[Any]], Call]:
+    sampler: Callable[[str], Callable[..., Tensor]],
+    name: str,
+    device: torch.device,
+    sets: Sequence[tuple[Tensor, Tensor]],
+) -> Call:
     """A whole run; the "model" returns a tensor it has."""
+    function, sigmas = sampler(name), karras(device)
 
-    def make(sets: Sequence[tuple[Tensor, Tensor]]) -> Call:
-        function, sigmas = sampler(name), karras(device)
+    def call(i: int) -> Tensor:
+        x, denoised = sets[i]
+        with torch.no_grad():
+            return function(lambda x, sigma: denoised, x, sigmas)
 
-        def call(i: int) -> Tensor:
-            x, denoised = sets[i]
-            with torch.no_grad():
-                return function(lambda x, sigma: denoised, x, sigmas)
-
-        return call
-
-    return make
+    return call
 
 
-def inputs(number: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(number)
-    x, denoised = (torch.randn(shape, generator=random).to(device) for _ in range(2))
-    return 14.6 * x, denoised
+def inputs(number: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, denoised = cpu_normals(2, shape, device, number)
+    return SIGMA * x, denoised
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
@@ -63,29 +66,20 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     for name in FUNCTIONS:
         with torch.no_grad():
             found, wanted = (f(name)(model, x, karras(device)) for f in (ours, theirs))
-        error = relative_error(found, wanted)
-        yield {"case": name, "error": error, "allowed": 5e-5, "ok": error <= 5e-5}
+        yield within(name, relative_error(found, wanted), 5e-5)
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    sizes = [(1, 4, 64, 64)] if quick else [(1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256)]
-    for shape in sizes:
-        for name in FUNCTIONS:
-            yield Case(
-                name,
-                shape,
-                inputs=lambda i, shape=shape: inputs(i, shape, device),
-                ours=run(ours, name, device),
-                bytes=0,
-                flops=0,
-                baselines={
-                    "published operations": Baseline(
-                        run(theirs, name, device), capturable=False, agrees=False
-                    )
-                },
-                settings={"steps": STEPS},
-                capturable=False,
-            )
+    for shape, name in itertools.product(loop_sizes(quick), FUNCTIONS):
+        yield Case(
+            name,
+            shape,
+            inputs=lambda i, shape=shape: inputs(i, shape, device),
+            ours=partial(run, ours, name, device),
+            baselines={"published operations": loop(partial(run, theirs, name, device))},
+            settings={"steps": STEPS},
+            capturable=False,
+        )
 
 
 ENTRY = Entry("sampler_functions", "loop", (), gates, cases)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench.baselines import each
+from bench.gates import ON_BOTH, Gate, norm_error, within
+from bench.inputs import Shape, normals
 from bench.published import pds_filter
-from bench.registry import Baseline, Call, Case, Entry, Gate
+from bench.registry import Baseline, Call, Case, Entry, Maker
 from fastdiff.ops import SpectralResponse, spectral_filter, spectral_filter_ref
 from fastdiff.ops.spectral_operators import mirrored
 
@@ -37,11 +41,9 @@ def gain(channels: int, height: int, width: int, dtype: torch.dtype = torch.floa
     return ((values + mirrored(values)) / 2).to(dtype)
 
 
-def buffers(number: int, shape: Sequence[int], device: torch.device) -> Buffers:
-    random = torch.Generator(device).manual_seed(number)
+def buffers(number: int, shape: Shape, device: torch.device) -> Buffers:
     values = gain(*shape[1:]).to(device)
-    x = torch.randn(tuple(shape), generator=random, device=device)
-    return Buffers(x, SpectralResponse(values), values)
+    return Buffers(*normals(1, shape, device, number), SpectralResponse(values), values)
 
 
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
@@ -51,84 +53,62 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """
     random = torch.Generator().manual_seed(0)
     if device.type != "cpu":
-        yield definition_gate(device)
+        yield on_both(device)
     sizes = [(5, 7), (33, 64), (101, 37), (1, 1), (28, 28), (32, 32), (64, 64), (63, 20), (96, 128)]
     for size, dtype, last in itertools.product(sizes, TIERS, (False, True)):
         if quick and dtype not in QUICK.get(size, ()):
             continue
-        tier = TIERS[dtype]
         values = gain(3, *size, torch.float64)
         x = torch.randn(2, 3, *size, generator=random).to(dtype)
         ready, there = SpectralResponse(values.to(device)), x.to(device)
         wanted = spectral_filter_ref(there.double(), values.to(device))
         if last:
             there = there.contiguous(memory_format=torch.channels_last)
-        for precision in ("exact", "fast"):
+        layout = "channels_last" if last else "contiguous"
+        for precision, tier in (("exact", TIERS[dtype]), ("fast", max(TIERS[dtype], FAST))):
             found = spectral_filter(there, ready, precision=precision).double()
-            error = float((found - wanted).norm() / wanted.norm())
-            allowed = max(tier, FAST) if precision == "fast" else tier
-            layout = "channels_last" if last else "contiguous"
-            yield {
-                "case": f"{size} {dtype} {layout} {precision}: {ready.describe(there)}",
-                "error": error,
-                "allowed": allowed,
-                "ok": error <= allowed,
-            }
+            case = f"{size} {dtype} {layout} {precision}: {ready.describe(there)}"
+            yield within(case, norm_error(found, wanted), tier)
 
 
-def definition_gate(device: torch.device) -> Gate:
+def on_both(device: torch.device) -> Gate:
     """The complex transforms on the device against the CPU's, in float64."""
     x, values = torch.randn(2, 3, 33, 64, dtype=torch.float64), gain(3, 33, 64, torch.float64)
     wanted = spectral_filter_ref(x, values)
     found = spectral_filter_ref(x.to(device), values.to(device)).cpu()
-    error = float((found - wanted).norm() / wanted.norm())
-    case = "the definition on the device as on the CPU"
-    return {"case": case, "error": error, "allowed": 1e-14, "ok": error <= 1e-14}
+    return within(ON_BOTH, norm_error(found, wanted), 1e-14)
 
 
-def ours(precision: str):
-    def make(sets: Sequence[Buffers]) -> Call:
-        return lambda i: spectral_filter(sets[i].x, sets[i].response, precision=precision)
-
-    return make
+def ours(precision: str) -> Maker:
+    return each(lambda b: spectral_filter(b.x, b.response, precision=precision))
 
 
-def torch_fft(sets: Sequence[Buffers]) -> Call:
-    """As one writes it."""
-    halves = [s.gain[..., : s.x.shape[3] // 2 + 1].contiguous() for s in sets]
+def real_transforms(folded: bool, sets: list[Buffers]) -> Call:
+    """As one writes it; or the inverse's scale folded into the response: no pass of its own."""
+    norm = "forward" if folded else "backward"
+    halves = [b.gain[..., : b.x.shape[3] // 2 + 1].contiguous() for b in sets]
+    if folded:
+        halves = [h / (b.x.shape[2] * b.x.shape[3]) for h, b in zip(halves, sets, strict=True)]
     return lambda i: torch.fft.irfft2(
-        torch.fft.rfft2(sets[i].x) * halves[i], s=sets[i].x.shape[2:]
-    )  # fmt: skip
-
-
-def folded_fft(sets: Sequence[Buffers]) -> Call:
-    """The inverse's scale folded into the response: no pass of its own."""
-    halves = [s.gain[..., : s.x.shape[3] // 2 + 1] / (s.x.shape[2] * s.x.shape[3]) for s in sets]
-    return lambda i: torch.fft.irfft2(
-        torch.fft.rfft2(sets[i].x) * halves[i], s=sets[i].x.shape[2:], norm="forward"
+        torch.fft.rfft2(sets[i].x) * halves[i], s=sets[i].x.shape[2:], norm=norm
     )
 
 
-BASELINES = {
-    "torch.fft": Baseline(torch_fft),
-    "torch.fft, norm folded": Baseline(folded_fft),
-    "published operations": Baseline(lambda sets: lambda i: pds_filter(sets[i].x, sets[i].gain)),
-}
+def transform_flops(shape: Shape) -> float:
+    """Of a real transform and its inverse, an element."""
+    return 10 * math.log2(math.sqrt(shape[2] * shape[3]))
+
+
+SHAPES = ((64, 3, 32, 32), (64, 3, 64, 64), (4, 3, 256, 256), (1, 3, 1024, 1024), (1, 3, 32, 32),
+          (1, 3, 64, 64))  # fmt: skip
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    shapes = [
-        (64, 3, 32, 32),
-        (64, 3, 64, 64),
-        (4, 3, 256, 256),
-        (1, 3, 1024, 1024),
-        (1, 3, 32, 32),
-        (1, 3, 64, 64),
-    ]
+    shapes, rows = SHAPES[:3] if quick else SHAPES, ("exact",)
     if device.type == "cuda":
-        shapes += [(256, 3, 64, 64), (16, 3, 128, 128)]
-    rows = ("exact", "fast") if device.type == "cuda" else ("exact",)
-    for shape, row in itertools.product(shapes[:3] if quick else shapes, rows):
+        rows += ("fast",)
+        shapes += () if quick else ((256, 3, 64, 64), (16, 3, 128, 128))
+    for shape, row in itertools.product(shapes, rows):
         elements = math.prod(shape)
         yield Case(
             row,
@@ -136,8 +116,12 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             inputs=lambda i, shape=shape: buffers(i, shape, device),
             ours=ours(row),
             bytes=8 * elements,
-            flops=int(10 * math.log2(math.sqrt(shape[2] * shape[3])) * elements),
-            baselines=BASELINES,
+            flops=int(transform_flops(shape) * elements),
+            baselines={
+                "torch.fft": Baseline(partial(real_transforms, False)),
+                "torch.fft, norm folded": Baseline(partial(real_transforms, True)),
+                "published operations": Baseline(each(lambda b: pds_filter(b.x, b.gain))),
+            },
         )
 
 

@@ -11,8 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bench.baselines import compiled, each
+from bench.gates import ON_BOTH, Gate, as_defined, relative_error, same_bits, within
+from bench.inputs import Shape, normals, step_sizes
 from bench.published import clipped_ddim_step, plms_step
-from bench.registry import Baseline, Call, Case, Entry, Gate, relative_error
+from bench.registry import Baseline, Case, Entry
 from fastdiff import NoiseSchedule
 from fastdiff.ops import weighted_sums_ref, weighted_sums_unchecked
 from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
@@ -60,64 +63,35 @@ class Sums(NamedTuple):
     dtypes: list[torch.dtype]
     clamp: Tensor | None
 
-    def moved(self, device: torch.device) -> Sums:
-        """The same on a device."""
-        there = [operand.to(device) for operand in self.operands]
-        clamp = None if self.clamp is None else self.clamp.to(device)
-        return Sums(there, self.weights.to(device), self.dtypes, clamp)
+    def to(self, *where: torch.device | torch.dtype) -> Sums:
+        """The same on a device, or in another dtype, which is then the results' too."""
+        there = [operand.to(*where) for operand in self.operands]
+        clamp = None if self.clamp is None else self.clamp.to(*where)
+        wide = isinstance(where[0], torch.dtype)
+        dtypes = [where[0]] * len(self.dtypes) if wide else self.dtypes
+        return Sums(there, self.weights.to(*where), dtypes, clamp)
 
 
-def sums_of(row: Row, shape: tuple[int, ...], device: torch.device, seed: int = 0) -> Sums:
+def sums_of(row: Row, shape: Shape, device: torch.device, seed: int = 0) -> Sums:
     """A launch of the row on random float32 tensors."""
-    random = torch.Generator(device).manual_seed(seed)
     numbers = [torch.tensor(n, dtype=torch.float32, device=device) for n in row]
-    return Sums(
-        [torch.randn(shape, generator=random, device=device) for _ in range(row.operands)],
-        numbers[0][None],
-        [torch.float32],
-        numbers[1] if row.clamp else None,
-    )
+    operands = normals(row.operands, shape, device, seed)
+    return Sums(operands, numbers[0][None], [torch.float32], numbers[1] if row.clamp else None)
 
 
-def moved_bytes(row: Row, shape: tuple[int, ...]) -> int:
+def moved_bytes(row: Row, shape: Shape) -> int:
     """Bytes of one float32 launch: every operand that a number asks for, and the result, once."""
     factors = row.clamp[2:] or (0,) * row.operands
     read = sum(bool(w or f) for w, f in zip(row.weights, factors, strict=False))
     return 4 * (read + 1) * math.prod(shape)
 
 
-def flops(row: Row, shape: tuple[int, ...]) -> int:
-    """Multiplications and additions of the sums."""
-    return 2 * sum(map(bool, row.weights + row.clamp[2:])) * math.prod(shape)
-
-
-# == Correctness ===================================================================================
-
-
-def gate(sums: Sums) -> Gate:
-    """One launch against the reference in the same dtypes (bits) and in float64 (error).
-
-    The float64 error may be twice that of plain PyTorch in the same dtypes, plus 1e-6. The
-    reference runs on the launch's device, which is quick; a gate of its own holds it to the CPU's.
-    """
-    operands, weights, dtypes, clamp = sums
-    found = weighted_sums_unchecked(*sums)
-    wanted = weighted_sums_ref(*sums)
-    wide = [operand.double() for operand in operands]
-    limits = None if clamp is None else clamp.double()
-    exact = weighted_sums_ref(wide, weights.double(), [torch.float64] * len(dtypes), limits)
-    error, allowed = (max(map(relative_error, made, exact)) for made in (found, wanted))
-    allowed = 2 * allowed + 1e-6
-    same = all(map(torch.equal, found, wanted))
-    return {"bit_equal": same, "error": error, "allowed": allowed, "ok": same and error <= allowed}
-
-
 def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
     """The rows against the published formulas; every J x W; dtypes, layouts and odd sizes."""
     for name, row in rows().items():
         sums = sums_of(row, (2, 3, 16, 16), device)
-        error = relative_error(weighted_sums_unchecked(*sums)[0], BASELINES[name](sums))
-        yield {"case": f"{name} against its formula", "error": error, "ok": error <= 1e-6}
+        error = relative_error(weighted_sums_unchecked(*sums)[0], PUBLISHED[name](sums))
+        yield within(f"{name} against its formula", error, 1e-6)
     random = torch.Generator().manual_seed(0)
     kinds = itertools.cycle(itertools.product(FLOATS, FLOATS))
     shapes = itertools.cycle([(2, 5, 7, 9), (3, 4, 16, 16)] + ([] if quick else [(2, 3, 256, 256)]))
@@ -131,24 +105,19 @@ def gates(device: torch.device, quick: bool) -> Iterator[Gate]:
         weights = torch.randn(width, count + clamped, generator=random).to(precision)
         clamp = torch.randn(2 + count, generator=random).to(precision)
         clamp[0], clamp[1] = -1, 1
-        sums = Sums(tensors, weights, [result] * width, clamp if clamped else None)
-        here, sums = sums, sums.moved(device)
+        here = Sums(tensors, weights, [result] * width, clamp if clamped else None)
+        sums = here.to(device)
+        defined = weighted_sums_ref(*sums)
         if device.type != "cpu" and (count, width) == (MAX_OPERANDS, MAX_SUMS):
-            same = all(
-                torch.equal(one.cpu(), two)
-                for one, two in zip(weighted_sums_ref(*sums), weighted_sums_ref(*here), strict=True)
-            )
-            case = f"the definition on the device as on the CPU, {precision} clamp={clamped}"
-            yield {"case": case, "bit_equal": same, "ok": same}
+            case = f"{ON_BOTH}, {precision} clamp={clamped}"
+            yield same_bits(case, defined, weighted_sums_ref(*here))
         case = f"J={count} W={width} clamp={clamped} {precision} {operand} to {result} {shape}"
-        yield {"case": case, **gate(sums)}
+        found = weighted_sums_unchecked(*sums)
+        exact = weighted_sums_ref(*sums.to(torch.float64))
+        yield as_defined(same_bits(case, found, defined), found, defined, exact)
 
 
-# == Ours and baselines ============================================================================
-
-
-def launched(sets: Sequence[Sums]) -> Call:
-    return lambda i: weighted_sums_unchecked(*sets[i])[0]
+# == Baselines =====================================================================================
 
 
 def published_plms(sums: Sums) -> Tensor:
@@ -162,11 +131,11 @@ def published_ddim(sums: Sums) -> Tensor:
     return clipped_ddim_step(*sums.operands, *levels())
 
 
-BASELINES = {"plms": published_plms, "ddim clipped": published_ddim}
+PUBLISHED = {"plms": published_plms, "ddim clipped": published_ddim}
 
 
-def compiled(row: Row) -> Baseline:
-    """torch.compile of the row's definition."""
+def definition(row: Row):
+    """The row's definition, its numbers constants: for torch.compile."""
 
     def weighted(weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
         return sum(w * t for w, t in zip(weights, terms, strict=True) if w)
@@ -177,31 +146,21 @@ def compiled(row: Row) -> Baseline:
             terms.append(weighted(row.clamp[2:], operands).clamp(*row.clamp[:2]))
         return weighted(row.weights, terms)
 
-    def make(sets: Sequence[Sums]) -> Call:
-        fused = torch.compile(step, fullgraph=True, dynamic=False)
-        return lambda i: fused(*sets[i].operands)
-
-    return Baseline(make, compiles=True)
+    return step
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    sizes = [(16, 3, 256, 256), (4, 4, 64, 64), (1, 3, 32, 32)]
-    if device.type == "cuda":
-        sizes = [(64, 4, 512, 512), (16, 4, 128, 128), *sizes]
-    for shape, (name, row) in itertools.product(sizes, rows().items()):
-        published = BASELINES[name]
+    for shape, (name, row) in itertools.product(step_sizes(device), rows().items()):
         yield Case(
             name,
             shape,
             inputs=lambda i, row=row, shape=shape: sums_of(row, shape, device, i),
-            ours=launched,
+            ours=each(lambda sums: weighted_sums_unchecked(*sums)[0]),
             bytes=moved_bytes(row, shape),
-            flops=flops(row, shape),
+            flops=2 * sum(map(bool, row.weights + row.clamp[2:])) * math.prod(shape),
             baselines={
-                "published operations": Baseline(
-                    lambda sets, published=published: lambda i: published(sets[i])
-                ),
-                "torch.compile": compiled(row),
+                "published operations": Baseline(each(PUBLISHED[name])),
+                "torch.compile": compiled(definition(row), lambda sums: sums.operands),
             },
         )
 

@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import record
-from . import tables
+from .. import aot, record
+from ..files import RESULTS, ROOT
+from . import gpu, kernels, tables
 
 Pages = dict[str, dict[str, str]]  # page -> name of a block -> its text
 
 
 def load() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The newest record of each device by file name, the solvers' errors, the kernels' code."""
-    dated = (re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", p.stem) for p in record.RESULTS.glob("*.json"))
+    dated = (re.fullmatch(r"(.+)-\d{4}-\d\d-\d\d", p.stem) for p in RESULTS.glob("*.json"))
     newest = [record.latest(device) for device in sorted({m[1] for m in dated if m})]
     records = {path.name: record.completed(path) for path in newest if path}
     for name, data in records.items():
@@ -31,9 +33,10 @@ def load() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
                 f"{name} must have schema {record.SCHEMA}, got {data.get('schema')}: measure again"
             )
     solvers, code = (
-        json.loads((record.RESULTS / f"{name}.json").read_text()) for name in ("solvers", "aot")
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("solvers", "aot")
     )
-    code["ptx"] = json.loads((record.RESULTS / "ptx.json").read_text())
+    code["kernels"] = [asdict(report) for report in aot.reports(code)]
+    code["ptx"] = json.loads((RESULTS / "ptx.json").read_text())
     return records, solvers, code
 
 
@@ -45,10 +48,10 @@ def pages(records: dict[str, Any], solvers: dict[str, Any], code: dict[str, Any]
             "records": "\n\n".join(tables.device(name, data) for name, data in records.items()),
             "solvers": tables.errors(solvers),
         },
-        "docs/capture.md": {"": tables.captured(records)},
+        "docs/capture.md": {"": gpu.captured(records)},
         "docs/haar.md": {"": tables.haar(records)},
-        "docs/kernels.md": tables.kernels(records, code),
-        "docs/gpu-visit.md": tables.visit(records, code),
+        "docs/kernels.md": kernels.kernels(records, code),
+        "docs/gpu-visit.md": gpu.visit(records, code),
     }
 
 
@@ -63,7 +66,7 @@ def filled(page: str, text: str, blocks: dict[str, str]) -> str:
     return text
 
 
-def main(given: list[str], root: Path = record.ROOT) -> int:
+def main(given: list[str], root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench report", description="Render bench/results/ into pages and pictures."
     )

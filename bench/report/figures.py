@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..measure import OURS
-from .tables import loops, machine, shape
+from ..words import machine, shape
+from .tables import loops
 
 Json = dict[str, Any]
 

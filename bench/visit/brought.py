@@ -8,8 +8,9 @@ import sysconfig
 
 from fastdiff import _ext
 
+from ..files import ROOT
 from .child import source_digest
-from .command import BROUGHT, ROOT
+from .command import BROUGHT
 
 COMMANDS = """
 Bring along, besides the repository: {files} ({megabytes:.1f} MB). On the machine with the GPU, in

@@ -19,61 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files import ROOT
 from .lines import CUT, Lines
 
-SANITIZED = """
-import torch
-from bench.entries import haar, multistep_step, spectral_filter, spectral_update, weighted_sums
-from fastdiff import _ext
-from fastdiff.ops import seeded_noise, weighted_sums_unchecked
-device = torch.device("cuda")
-for name, row in multistep_step.ROWS.items():
-    multistep_step.step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
-for name, row in weighted_sums.rows().items():
-    weighted_sums_unchecked(*weighted_sums.sums_of(row, (2, 3, 31, 33), device))
-seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
-for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
-    spectral_filter.ours("exact")([spectral_filter.buffers(0, shape, device)])(0)
-    for name in spectral_update.MOVES:
-        spectral_update.ours(name)([spectral_update.buffers(0, shape, device)])(0)
-    for name, row in haar.ROWS.items() if _ext.HAS_CUDA else ():
-        levels = 1 if name == "expand" else 3
-        row.ours([haar.buffers(0, shape, device, row.columns, levels)])(0)
-torch.cuda.synchronize()
-print("CHECKED")
-"""
-RACES = """
-import torch
-from bench.entries import haar
-device = torch.device("cuda")
-for shape in ((2, 3, 31, 33), (2, 3, 128, 128)):
-    haar.ROWS["loss"].ours([haar.buffers(0, shape, device, haar.ROWS["loss"].columns, 3)])(0)
-torch.cuda.synchronize()
-print("CHECKED")
-"""
-FINDING = 99  # the sanitizer's exit code for one of its own
+FINDING = 99  # the exit code with which the sanitizer reports a finding
 COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
             "dram__throughput.avg.pct_of_peak_sustained_elapsed",
             "sm__throughput.avg.pct_of_peak_sustained_elapsed")  # fmt: skip
-COUNTED = """
-import torch
-from bench.entries import haar, multistep_step, spectral_filter, spectral_update
-from fastdiff import _ext
-device = torch.device("cuda")
-calls = [multistep_step.launched([multistep_step.step_of(multistep_step.ROWS[name], shape, device)])
-         for name in ("plms", "ddim", "copy") for shape in ((64, 4, 512, 512), (4, 4, 64, 64))]
-calls += [spectral_filter.ours(name)([spectral_filter.buffers(0, (256, 3, 64, 64), device)])
-          for name in ("exact", "fast")]
-calls += [spectral_update.ours("predictor")([spectral_update.buffers(0, shape, device)])
-          for shape in ((64, 3, 64, 64), (4, 3, 256, 256))]
-if _ext.HAS_CUDA:
-    calls += [haar.ROWS[name].ours([haar.buffers(0, (64, 3, 256, 256), device,
-                                                 haar.ROWS[name].columns)])
-              for name in ("split", "step")]
-for call in calls:
-    call(0)
-torch.cuda.synchronize()
-"""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -107,10 +59,9 @@ class Child:
         return bool(self.options.dry)
 
     def entries(self) -> list[Any]:
-        from ..registry import entries
+        from ..registry import named
 
-        known = {entry.name: entry for entry in entries()}
-        return [known[name] for name in self.options.entry]
+        return [named(name) for name in self.options.entry]
 
 
 # == Kinds of unit =================================================================================
@@ -122,7 +73,7 @@ def doctor(child: Child) -> bool:
         name: importlib.util.find_spec(name) is not None
         for name in ("diffusers", "xdist", "pytest_timeout", "ptwt", "pytorch_wavelets")
     }
-    child.lines.append("head", machine=found)  # what follows may take its time
+    child.lines.append("head", machine=found)  # Now: what follows may outlast the unit.
     begun = time.perf_counter()
     import torch
 
@@ -132,7 +83,7 @@ def doctor(child: Child) -> bool:
     ready = time.perf_counter()
     from fastdiff import _ext
 
-    from ..record import machine, slug
+    from ..machine import machine, slug
 
     built = _ext.build_info()
     found |= {
@@ -171,16 +122,12 @@ def warm(child: Child) -> bool:
 
 def source_digest() -> str:
     """Of the sources that are here, as setup.py writes it into build_info."""
-    from ..record import ROOT
-
     return runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT)
 
 
 def build(child: Child) -> bool:
     """The extension, for this GPU alone."""
     import torch
-
-    from ..record import ROOT
 
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if child.dry:
@@ -200,7 +147,7 @@ def _said(*command: str) -> str:
 
 
 def probe(child: Child) -> bool:
-    """A doubt about the machine or about torch, answered in seconds."""
+    """One of the questions in probes.py, answered."""
     from . import probes
 
     begun = time.perf_counter()
@@ -245,7 +192,7 @@ def times(child: Child) -> bool:
 
 def record_of(child: Child) -> Any:
     """A record whose finds are appended as lines."""
-    from ..record import Record
+    from ..record import Record, summed_up
 
     class Streamed(Record):
         def __init__(self) -> None:
@@ -253,7 +200,7 @@ def record_of(child: Child) -> Any:
             self.resumed = True
 
         def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-            self.data["gates"][entry] = gates
+            self.data["gates"][entry] = summed_up(gates)
             child.lines.append("gates", entry=entry, gates=gates, quick=True)
 
         def skipped(self, entry: str, why: str) -> None:
@@ -266,7 +213,7 @@ def record_of(child: Child) -> Any:
             child.lines.append("failed", name=name, said=said)
 
         def complete(self) -> None:
-            """That is for the whole visit to say."""
+            """Nothing: only the whole visit knows when it is complete."""
 
     return Streamed()
 
@@ -284,9 +231,9 @@ def check(child: Child) -> bool:
 def gates(child: Child, name: str) -> bool:
     """All gates of one entry."""
     from ..measure import gates_of
-    from ..registry import entries
+    from ..registry import named
 
-    entry = next(entry for entry in entries() if entry.name == name)
+    entry = named(name)
     if why := entry.lacks():
         child.lines.append("skipped", name=entry.name, said=why)
         return True
@@ -309,7 +256,7 @@ class Streaming:
         self.lines = lines
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        # Also what a process that died leaves, and failures before and after the test itself.
+        # Besides calls: failures in setup and teardown, and reports of workers that died.
         if report.when == "call" or report.outcome != "passed":
             said = {} if report.passed else {"said": str(report.longrepr)[-3000:]}
             self.lines.append("test", name=report.nodeid, ok=not report.failed,
@@ -339,8 +286,6 @@ def test(child: Child) -> bool:
 
 def gpu_tests() -> list[str]:
     """The files with tests marked `gpu`: the others may need packages that are not here."""
-    from ..record import ROOT
-
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
 
@@ -352,21 +297,22 @@ def sanitize(child: Child, tool: str) -> bool:
         said = "dry: not run" if child.dry else "compute-sanitizer is not installed"
         child.lines.append("probe", name=tool, ok=True, said=said)
         return True
-    code = SANITIZED if tool == "memcheck" else RACES
-    # Calls that fail on the host are the libraries' own business: they try what there is.
+    # CUDA libraries probe with calls that may fail; such errors are not ours.
     only = ["--report-api-errors", "no"] if tool == "memcheck" else []
+    launches = [sys.executable, "-m", "bench.visit.kernels"]
+    launches.append("all" if tool == "memcheck" else "races")
     done = subprocess.run(
-        [command, "--tool", tool, *only, "--error-exitcode", str(FINDING), sys.executable, "-c",
-         code],
+        [command, "--tool", tool, *only, "--error-exitcode", str(FINDING), *launches],
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     said = done.stdout + done.stderr
     print(said)
     checked = "CHECKED" in said
-    # Where it did not come to the end it has shown nothing; where it did, only its findings count.
+    # A run that broke off proves nothing. Of one that ended, only the tool's findings count.
     ok = checked and done.returncode != FINDING
-    child.lines.append("probe", name=tool, ok=ok, checked=checked, code=done.returncode,
-                       said=said[-2000:])  # fmt: skip
+    child.lines.append(
+        "probe", name=tool, ok=ok, checked=checked, code=done.returncode, said=said[-2000:]
+    )
     return ok
 
 
@@ -382,22 +328,17 @@ def launches(child: Child) -> bool:
     import torch
 
     from ..measure import launches
-    from ..registry import entries
+    from ..registry import all_cases
 
     rows = child.lines.record()["cases"]
-    for entry in entries():
-        wanted = {name for name, row in rows.items()
-                  if row["entry"] == entry.name and row["launches"] is None}  # fmt: skip
-        if not wanted:
-            continue
-        for case in entry.cases(child.device, child.dry):
-            name = f"{entry.name} {case.name}"
-            if name in wanted and time.monotonic() < child.deadline:
-                with torch.inference_mode():
-                    call = case.ours([case.inputs(0)])
-                    call(0)
-                    count = launches(call, child.device)
-                child.lines.append("launches", name=name, count=count)
+    wanted = {name for name, row in rows.items() if row["launches"] is None}
+    for name, _, case in all_cases(child.device, child.dry):
+        if name in wanted and time.monotonic() < child.deadline:
+            with torch.inference_mode():
+                call = case.ours([case.inputs(0)])
+                call(0)
+                count = launches(call, child.device)
+            child.lines.append("launches", name=name, count=count)
     return True
 
 
@@ -407,11 +348,12 @@ def counters(child: Child) -> bool:
     if child.dry or not Path(tool).is_file():
         print("dry: not run" if child.dry else "ncu is not installed")
         return True
-    log = child.options.out / "ncu.csv"  # what was counted before a kill stays
+    launches = (sys.executable, "-m", "bench.visit.kernels")
+    log = child.options.out / "ncu.csv"  # ncu writes as it goes, so a kill loses little
     done = subprocess.run(
         [tool, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
          "--log-file", str(log), "--metrics", ",".join(COUNTERS), "--kernel-name",
-         "regex:multistep|spectral|combine|add|whole|haar", sys.executable, "-c", COUNTED],
+         "regex:multistep|spectral|combine|add|whole|haar", *launches, "counted"],
     )  # fmt: skip
     text = log.read_text() if log.exists() else ""
     print(text[-3000:])
@@ -439,11 +381,12 @@ def explain(child: Child) -> bool:
                 if not gate["ok"]:
                     print(f"RED {entry.name} {gate}", flush=True)
                 if time.monotonic() > child.deadline:
-                    return False  # the gates of before stand
+                    return False  # Without a line, so that the earlier gates stay in the record.
         except Exception:
             traceback.print_exc()
-            found.append({"case": "a gate failed", "said": traceback.format_exc()[-2000:],
-                          "ok": False})  # fmt: skip
+            found.append(
+                {"case": "a gate failed", "said": traceback.format_exc()[-2000:], "ok": False}
+            )
         child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
         green &= all(gate["ok"] for gate in found)
         for case in entry.cases(child.device, child.dry):
@@ -468,20 +411,16 @@ def again(child: Child) -> bool:
     """Cases whose times scattered, once more: kept beside the first ones."""
     import torch
 
-    from ..measure import line, measure
-    from ..record import commit
-    from ..registry import entries
+    from ..measure import line, row_of
+    from ..registry import all_cases
 
-    for entry in entries():
-        for case in entry.cases(child.device, child.dry):
-            name = f"{entry.name} {case.name}"
-            if name not in child.options.name or time.monotonic() > child.deadline:
-                continue
+    threads = torch.get_num_threads()
+    for name, entry, case in all_cases(child.device, child.dry):
+        if name in child.options.name and time.monotonic() < child.deadline:
             kept = {n: b for n, b in case.baselines.items() if not b.compiles}
-            row = measure(replace(case, baselines=kept), child.device, quick=child.dry,
-                          threads=torch.get_num_threads())  # fmt: skip
-            head = {"entry": entry.name, "kind": entry.kind, "commit": commit()}
-            child.lines.append("case", name=name, row={**head, **row})
+            case = replace(case, baselines=kept)
+            row = row_of(entry, case, child.device, quick=child.dry, threads=threads)
+            child.lines.append("case", name=name, row=row)
             print(line(name, row), flush=True)
     return True
 

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..files import ROOT
 from .lines import Lines, reds
 from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up, missing
 from .schedule import Visit
 
-ROOT = Path(__file__).resolve().parents[2]
 BROUGHT = ROOT / ".gpu"  # what `make gpu-visit` made: Triton's cache and wheels
 CACHE, SITE = BROUGHT / "triton", BROUGHT / "site"  # where both are unpacked
 
@@ -41,8 +41,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry", action="store_true", help="the same on the CPU, small sizes: no number of a GPU"
     )
-    parser.add_argument("--rehearse", type=float, metavar="SECONDS",
-                        help="the schedule with scripted processes")  # fmt: skip
+    parser.add_argument(
+        "--rehearse", type=float, metavar="SECONDS", help="the schedule with scripted processes"
+    )
     return parser
 
 
@@ -64,7 +65,7 @@ def main(given: list[str]) -> int:
         print("bench gpu needs a CUDA GPU and nvidia-smi finds none; "
               "--dry walks the same path on the CPU")  # fmt: skip
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` ends the children
     out = options.out.resolve()
     lines = Lines(out)
     before = lines.record() if lines.path.exists() else None
@@ -110,7 +111,7 @@ def chosen(only: list[str] | None, before: dict[str, Any] | None) -> list[Unit]:
         return [unit for unit in PLAN if unit.name in {*only, "doctor"}]
     if before is None:
         return list(PLAN)
-    # The doctor again: the machine may be another one.
+    # The doctor runs again, because this may be another machine.
     return [PLAN[0], *follow_up(before, reds(before)), *missing(before)]
 
 
@@ -154,8 +155,10 @@ def prepared() -> dict[str, str]:
 
 
 def unpack(packed: Path, cache: Path) -> None:
-    """A Triton cache to another place: its groups of files name them by whole paths."""
-    aside = cache.with_name(f"{cache.name}.unpacking")  # a half of it may not pass for the whole
+    """Unpack a Triton cache at `cache`, and rewrite the absolute paths in its group files."""
+    aside = cache.with_name(
+        f"{cache.name}.unpacking"
+    )  # A half-unpacked cache must not look complete.
     shutil.rmtree(aside, ignore_errors=True)
     with tarfile.open(packed) as archive:
         archive.extractall(aside, filter="data")
@@ -179,7 +182,7 @@ def triton_environment(cache: Path) -> dict[str, str]:
 
 
 def summary(record: dict[str, Any], seconds: float, out: Path) -> str:
-    """What came of the visit, in a few lines and a table of its cases."""
+    """A table of the visit's cases, and its outcome in a few lines."""
     lines = []
     for name, row in record["cases"].items():
         ratios = "  ".join(f"{other} {ratio:.2f}x" for other, ratio in row["over_ours"].items())
@@ -193,13 +196,16 @@ def summary(record: dict[str, Any], seconds: float, out: Path) -> str:
         lines.append("did not fit: " + ", ".join(record["left"]))
     triton = record["triton"]
     if triton:
-        lines.append(f"Triton: {triton['cached']} variants from the cache, {triton['compiled']} "
-                     "compiled")  # fmt: skip
+        lines.append(
+            f"Triton: {triton['cached']} variants from the cache, {triton['compiled']} compiled"
+        )
     tests = record["tests"].values()
-    gates = [gate for found in record["gates"].values() for gate in found]
+    gates = record["gates"].values()
+    checked = sum(found["checked"] for found in gates)
+    red = sum(len(found["red"]) for found in gates)
     lines.append(
-        f"{sum(t['ok'] for t in tests)} of {len(tests)} tests, {sum(g['ok'] for g in gates)} of "
-        f"{len(gates)} gates, {len(record['cases'])} cases in {seconds:.0f} s"
+        f"{sum(t['ok'] for t in tests)} of {len(tests)} tests, {checked - red} of "
+        f"{checked} gates, {len(record['cases'])} cases in {seconds:.0f} s"
     )
     dry = " (dry: no number of a GPU)" if record.get("dry") else ""
     lines.append(f"{'RED' if any(wrong.values()) else 'green'}{dry}: {out / 'record.json'}")

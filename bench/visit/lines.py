@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..merging import together
+from ..record import summed_up, together
 
 Line = dict[str, Any]
 CUT = 75  # the exit code of a process that had no time for all that it was to do
@@ -66,7 +66,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
         if kind == "head":
             record |= data
         elif kind == "gates":
-            kept["gates"][data["entry"]] = data["gates"]
+            kept["gates"][data["entry"]] = summed_up(data["gates"])
             kept["quick_gates"][data["entry"]] = data.get("quick", False)
         elif kind == "case":
             name = data["name"]
@@ -84,7 +84,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
         elif kind == "triton":
             for key in ("compiled", "cached"):
                 kept["triton"][key] = kept["triton"].get(key, 0) + data[key]
-    ended = all(unit["ok"] for unit in kept["units"].values())  # a cut one is not
+    ended = all(unit["ok"] for unit in kept["units"].values())  # a unit that was cut is not ok
     return record | kept | {"complete": ended and not kept["left"] and not kept["failed"]}
 
 
@@ -93,7 +93,7 @@ def reds(record: dict[str, Any]) -> dict[str, list[str]]:
     return {
         "tests": [name for name, test in record["tests"].items() if not test["ok"]],
         "probes": [name for name, probe in record["probes"].items() if not probe["ok"]],
-        "gates": [e for e, gates in record["gates"].items() if not all(g["ok"] for g in gates)],
+        "gates": [entry for entry, found in record["gates"].items() if found["red"]],
         "cases": list(record["failed"]),
         "units": [
             name

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..entries import NAMES as ENTRIES
+
 BUDGET_S = 515.0
 RESERVE_S = 2.0  # for the last merge
 
@@ -55,9 +57,6 @@ def times(name: str, seconds: float, *entries: str, cases: str = "", **options: 
 
 PROBES = ("generator", "broken_capture", "compiled_bits", "workspace", "transforms", "haar",
           "launches", "deterministic")  # fmt: skip
-ENTRIES = ("multistep_step", "weighted_sums", "seeded_noise", "haar", "spectral_filter",
-           "spectral_update", "captured_loop", "solver_loop", "scheduler_step",
-           "sampler_functions", "pipeline")  # fmt: skip
 WITH_DIFFUSERS = {"captured_loop", "scheduler_step", "pipeline"}
 SIZES = "(64x4x512x512|16x3x256x256|4x4x64x64|1x3x32x32)$"
 
@@ -65,7 +64,7 @@ PLAN = (
     Unit("doctor", "doctor", 15, most=90),
     Unit("warm", "warm", 40, needs=("cold",)),
     Unit("smoke", "probe", 30, parts=PROBES),
-    Unit("profiler", "probe", 8, parts=("profiler",)),  # of launches' times: by itself
+    Unit("profiler", "probe", 8, parts=("profiler",)),  # by itself, because it times launches
     times("step", 45, "multistep_step", cases=f"^(copy|ddim|plms|unipc) {SIZES}"),
     times("captured DDPM", 40, "captured_loop", cases="^DDPM CIFAR-10, .* 1x",
           needs=("diffusers",)),
@@ -94,9 +93,11 @@ PLAN = (
                    ("extension",) if entry == "haar" else ()))
       for entry in ENTRIES),
 )  # fmt: skip
-BUILD = Unit("build", "build", 90)  # of the extension, aside, where none that fits is there
+BUILD = Unit(
+    "build", "build", 90
+)  # of the extension, beside other units, if no fitting one was brought
 
-NOISY = 1.1  # of a case's 80th over its 20th percentile: measured again
+NOISY = 1.1  # times its 20th percentile: a case whose 80th is above that is measured again
 
 
 CAPTURES = ("capture/test_gpu", "pipelines")  # tests whose captures blocking launches might disturb
@@ -118,8 +119,9 @@ def follow_up(record: dict[str, Any], wrong: dict[str, list[str]]) -> tuple[Unit
     if of_graphs:
         units.append(Unit("red captures again", "test", 30, names=tuple(of_graphs)))
     if wrong["probes"]:
-        units.append(Unit("red probes again", "probe", 15, parts=tuple(wrong["probes"]),
-                          blocking=True))  # fmt: skip
+        units.append(
+            Unit("red probes again", "probe", 15, parts=tuple(wrong["probes"]), blocking=True)
+        )
     if entries:
         units.append(Unit("red entries again", "explain", 30, tuple(sorted(entries)),
                           names=tuple(wrong["cases"]), blocking=True))  # fmt: skip

@@ -198,15 +198,15 @@ def haar(device: torch.device) -> Found:
 def launches(device: torch.device) -> Found:
     """The first launches of every Triton kernel against its definition."""
     from ..entries import (
-        initial_noise,
         multistep_step,
+        seeded_noise,
         spectral_filter,
         spectral_update,
         weighted_sums,
     )
 
     counts = {}
-    for entry, most in ((multistep_step, 12), (weighted_sums, 6), (initial_noise, 2),
+    for entry, most in ((multistep_step, 12), (weighted_sums, 6), (seeded_noise, 2),
                         (spectral_filter, 8), (spectral_update, 6)):  # fmt: skip
         counts[entry.ENTRY.name] = 0
         for gate in entry.gates(device, True):
@@ -238,7 +238,7 @@ def deterministic(device: torch.device) -> Found:
     return found
 
 
-ANYWHERE = ("transforms", "haar", "launches")  # what a CPU can walk through
+ANYWHERE = ("transforms", "haar", "launches")  # probes that also mean something on a CPU
 PROBES: dict[str, Callable[[torch.device], Found]] = {
     function.__name__: function
     for function in (generator, broken_capture, profiler, compiled_bits, workspace, transforms,

@@ -52,7 +52,9 @@ def main(given: list[str]) -> int:
             row = {"entry": name, "kind": "op", "p20_us": 1.0, "p50_us": 1.0, "p80_us": 1.0,
                    "over_ours": {"x": 2.0}, "skipped": {}, "times": {}, "rounds": {}}  # fmt: skip
             lines.append("case", name=case, row=row)
-            with claimed.open("a") as file:  # what this process knows that it has said
+            with claimed.open(
+                "a"
+            ) as file:  # after the append: whatever stands here must be in the record
                 file.write(json.dumps(case) + "\n")
         number += 1
         if fault == "abort":
@@ -173,7 +175,7 @@ def _in_order(lines: list[Line], plan: list[Unit]) -> list[str]:
 
 
 def _kept(out: Path, first: list[Line], second: list[Line]) -> list[str]:
-    """Whatever a process had said is in the record; faults cost their units alone."""
+    """Complaints unless the record has all that was appended and faults cost no other unit."""
     record, wrong = json.loads((out / "record.json").read_text()), []
     said = {json.loads(line) for line in (out.parent / "claimed.jsonl").read_text().splitlines()}
     if lost := said - record["cases"].keys():

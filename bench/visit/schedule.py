@@ -6,7 +6,6 @@ lost to it alone. After every unit the record is merged anew.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..merging import write_whole
+from ..files import ROOT, write_json
 from .lines import CUT, Lines, reds
 from .plan import RESERVE_S, Unit
 
 Command = Callable[[Unit, str, float], list[str]]  # unit, part, epoch seconds it must end by
-ROOT = Path(__file__).resolve().parents[2]
 TAIL = 4000  # characters of a unit's log that its line keeps
 
 
@@ -53,13 +51,13 @@ class Running:
         killed = [part for part, process in self.processes.items() if process.poll() is None]
         for process in self.processes.values():
             try:
-                os.killpg(process.pid, signal.SIGKILL)  # also what its group left behind
+                os.killpg(process.pid, signal.SIGKILL)  # the whole group: children of a process too
             except ProcessLookupError:
                 continue
         for process in self.processes.values():
             try:
                 process.wait(timeout=1)
-            except subprocess.TimeoutExpired:  # a driver may hold a killed process for a while
+            except subprocess.TimeoutExpired:  # The driver may hold a killed process for a while.
                 continue
         codes = {part: process.poll() for part, process in self.processes.items()}
         bad = {part: code for part, code in codes.items() if code != 0}
@@ -102,7 +100,7 @@ class Visit:
         """Whether nothing is red. What did not fit is in the record, with its command."""
         try:
             return self._all()
-        finally:  # also where this process is told to end
+        finally:  # SIGTERM ends this process by an exception too.
             for running in (self.running, self.building):
                 if running is not None:
                     running.end()
@@ -113,7 +111,7 @@ class Visit:
             if unit is None:
                 if self.building is None or time.time() > self.deadline:
                     break
-                time.sleep(0.05)  # only what needs the extension is left
+                time.sleep(0.05)  # All that is left waits for the extension.
                 self._look_at_build()
                 continue
             self.waiting.remove(unit)
@@ -182,4 +180,4 @@ class Visit:
         self.lines.append("head", machine={**machine, "extension": ok})
 
     def merge(self) -> None:
-        write_whole(self.out / "record.json", json.dumps(self.lines.record(), indent=1) + "\n")
+        write_json(self.out / "record.json", self.lines.record())

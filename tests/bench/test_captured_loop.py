@@ -11,7 +11,7 @@ import diffusers
 
 from bench.entries import captured_loop
 from bench.measure import OURS
-from bench.report import tables
+from bench.report import gpu
 
 CPU = torch.device("cpu")
 # Ho et al. 2020 (CIFAR-10 and LSUN), Dhariwal and Nichol 2021 (less its classes), Stable Diffusion.
@@ -50,7 +50,7 @@ def test_a_loop_that_is_not_captured_is_no_replay(monkeypatch):
     """Else a gate would compare the loop with itself."""
     monkeypatch.setenv("FASTDIFF_CAPTURE", "0")
     cell = next(captured_loop.cells(CPU, True, 2))
-    run = cell.ours(captured_loop.plain, "always")([cell.noise(0, 1)])
+    run = cell.ours(captured_loop.plain, "always", [cell.noise(0, 1)])
     with pytest.raises(RuntimeError, match="not captured"):
         run(0)
 
@@ -67,7 +67,7 @@ def case(ours, **others):
 
 def test_the_share_of_the_gap_and_what_is_over_the_floor():
     names = captured_loop
-    row = tables._captured(case(810.0, **{
+    row = gpu._captured(case(810.0, **{
         names.STOCK: 1620.0, names.AUTO: 891.0, names.GRAPHED: 1000.0, names.REPLAYS: 800.0,
         names.OURS_COMPILED: 405.0, names.GRAPHED_COMPILED: 500.0,
     }))  # fmt: skip
@@ -79,4 +79,4 @@ def test_the_share_of_the_gap_and_what_is_over_the_floor():
 
 
 def test_where_nothing_was_measured_the_page_says_how():
-    assert tables.captured({"cpu.json": {"device": "cpu", "cases": {}}}).startswith("Not measured")
+    assert gpu.captured({"cpu.json": {"device": "cpu", "cases": {}}}).startswith("Not measured")

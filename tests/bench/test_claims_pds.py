@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bench import claims_pds as claims
+from bench.claims import pds as claims
+from bench.claims.pds_page import page
 from fastdiff.preconditioning import Preconditioner, power_law_masks
 
 
@@ -15,7 +16,7 @@ def committed():
 
 
 def test_the_page_shows_the_committed_numbers():
-    assert claims.PAGE.read_text() == claims.page(*claims.committed())
+    assert claims.PAGE.read_text() == page(*claims.committed())
 
 
 def test_what_the_page_says_of_the_learned_score():

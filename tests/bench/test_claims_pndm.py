@@ -1,14 +1,16 @@
 """PNDM's claims: the committed numbers, their page, and the arithmetic of the verdicts."""
 
-import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from bench import claims_pndm as claims
-from bench.claims_pndm import FAILS, HOLDS, OPEN
+from bench.claims import pndm as claims
+from bench.claims import problems
+from bench.claims.common import Store, folded, unfolded
+from bench.claims.pndm import FAILS, HOLDS, OPEN
+from bench.claims.pndm_page import page
 from fastdiff import NoiseSchedule
 from tests.helpers.oracles import Gaussian
 
@@ -26,7 +28,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def committed():
-    return json.loads(claims.JSON.read_text())
+    return claims.read(claims.JSON)
 
 
 # == Problems ======================================================================================
@@ -83,7 +85,7 @@ def test_a_claim_of_several_fails_with_one_of_them():
 
 def test_comparisons_are_paired(tmp_path):
     """Errors that vary a thousandfold from point to point, one always 1 % above the other."""
-    cell = claims.Cell(claims.QUICK, claims.MILD, "linear", "trailing", claims.Store(tmp_path))
+    cell = claims.Cell(claims.QUICK, claims.MILD, "linear", "trailing", Store(tmp_path, ""))
     spread = torch.logspace(-6, -3, 50, dtype=torch.float64)
     cell.squares = {("ipndm", 1): spread, ("ddim", 1): 1.01 * spread}
     assert cell.against(("ipndm", 1), ("ddim", 1))["verdict"] == HOLDS
@@ -119,27 +121,32 @@ def test_a_quick_run_from_end_to_end(tmp_path, monkeypatch, capsys):
     files = {"--json": tmp_path / "claims.json", "--work": tmp_path / "work"}
     arguments = [str(word) for pair in files.items() for word in pair]
     assert claims.main(["--quick", *arguments]) == 0
-    report = json.loads(files["--json"].read_text())
+    report = claims.read(files["--json"])
     assert len(report["ddim_comparisons"]) == 2 * 4 * 2 * 4 and len(report["equal_calls"]) == 2
     assert {row["solver"] for row in report["rows"]} == set(claims.NAMES)
     assert len(report["frechet"]["rows"]) == 11
 
-    monkeypatch.setattr(claims, "Sampler", None)  # everything measured is kept
+    monkeypatch.setattr(problems, "Sampler", None)  # everything measured is kept
     monkeypatch.setattr(claims, "sample_digits", None)
     monkeypatch.setattr(claims, "QUICK", replace(claims.QUICK, cells=claims.QUICK.cells[:1]))
     monkeypatch.setattr(claims, "frechet_report", lambda *given: {})
     assert claims.main(["--quick", *arguments]) == 0
-    again = json.loads(files["--json"].read_text())
+    again = claims.read(files["--json"])
     assert again["rows"] == [r for r in report["rows"] if r["problem"] == claims.STIFF.name]
 
-    files["--json"].write_text(json.dumps(report))
+    claims.write(report, files["--json"])
     assert claims.main(["--page", *arguments, "--markdown", str(tmp_path / "p" / "page.md")]) == 0
-    page = (tmp_path / "p" / "page.md").read_text()
-    assert page == claims.page(report) and FAILS in page
+    written = (tmp_path / "p" / "page.md").read_text()
+    assert written == page(report) and FAILS in written
+
+
+def test_folded_rows_come_back():
+    rows = [{"a": 1, "b": 2, "c": [3]}, {"a": 2, "b": 1}, {"a": 1, "b": 3, "d": "x"}]
+    assert unfolded(folded(rows, "a")) == [rows[0], rows[2], rows[1]]
 
 
 def test_the_committed_page_is_that_of_the_committed_numbers(committed):
-    assert claims.PAGE.read_text() == claims.page(committed)
+    assert claims.PAGE.read_text() == page(committed)
 
 
 def test_the_committed_report_is_complete(committed):
@@ -162,7 +169,7 @@ def test_the_committed_report_is_complete(committed):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_committed_numbers_can_be_made_again(committed, tmp_path, problem, schedule, spacing, runs):
-    cell = claims.Cell(claims.FULL, problem, schedule, spacing, claims.Store(tmp_path))
+    cell = claims.Cell(claims.FULL, problem, schedule, spacing, Store(tmp_path, ""))
     for run in runs:
         cell.run(*run)
         row = cell.rows[run]

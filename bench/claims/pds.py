@@ -1,4 +1,4 @@
-"""PDS's claims where the truth is known: `python -m bench.claims_pds`, then `--page`.
+"""PDS's claims where the truth is known: `python -m bench.claims.pds`, then `--page`.
 
 Gaussian fields whose power falls as frequency^-2, as natural images' does, with their exact scores.
 All modes of one frequency behave alike, and the sampler's variances follow a recursion that
@@ -12,20 +12,20 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fastdiff.app.machine import cpu_model
 from fastdiff.ops import SpectralGains, spectral_predictor
 from fastdiff.preconditioning import power_law_masks
 
-from .record import RESULTS, ROOT
+from ..files import RESULTS, ROOT, write_json, write_whole
+from .common import Row, machine
 
 JSON, PAGE = RESULTS / "claims-pds.json", ROOT / "docs" / "claims" / "pds.md"
-LEARNED = RESULTS / "claims-pds-learned.json"  # of claims_pds_learned.py
+LEARNED = RESULTS / "claims-pds-learned.json"  # of pds_learned.py
 
 SIZES = (64, 128, 256, 512, 1024)
 # Two of the published settings: sigma_max, snr (LSUN 256 px; FFHQ 1024 px); sigma_min is 0.01.
@@ -33,14 +33,14 @@ SETTINGS = {"LSUN": (378.0, 0.075), "FFHQ": (1348.0, 0.15)}
 SIGMA_MIN = 0.01
 PUBLISHED_STEPS = (2000, 400, 200, 133, 100, 66)
 ERRORS = (0.05, 0.02, 0.01)
-MOST_STEPS = 6000  # an error that is not reached, and kept, within these is not reached
+MOST_STEPS = 6000  # more are not tried
 ALPHAS = ("plain", "5", "auto")
 
 BANDS = 12
 ACCEPTANCE = 0.574  # at which MALA moves farthest in many dimensions
 MALA_ERROR = 0.1
 MALA_SIZES = (32, 64, 128)  # where acceptance is measured by running
-RUN = 200  # iterations of them
+RUN = 200  # iterations of each chain
 CHAINS = 16
 
 
@@ -147,7 +147,7 @@ def least_steps(errors: dict[int, float], allowed: float) -> int | None:
     return least
 
 
-def sampler_rows(sizes: tuple[int, ...] = SIZES) -> Iterator[dict[str, Any]]:
+def sampler_rows(sizes: tuple[int, ...] = SIZES) -> Iterator[Row]:
     for size in sizes:
         law = field(size)
         for setting, (sigma_max, snr) in SETTINGS.items():
@@ -244,7 +244,7 @@ def measured_acceptance(size: int, name: str, h: float) -> float:
     return taken / RUN
 
 
-def langevin_rows(sizes: tuple[int, ...] = (32, *SIZES)) -> Iterator[dict[str, Any]]:
+def langevin_rows(sizes: tuple[int, ...] = (32, *SIZES)) -> Iterator[Row]:
     for size in sizes:
         law = field(size)
         condition = float(law.power.max() / law.power.min())
@@ -262,149 +262,30 @@ def langevin_rows(sizes: tuple[int, ...] = (32, *SIZES)) -> Iterator[dict[str, A
             yield row
 
 
-# == The page ======================================================================================
+# == The run ======================================================================================
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Row:
     start = time.time()
     rows = {"sampler": list(sampler_rows()), "langevin": list(langevin_rows())}
-    return {"machine": cpu_model(), "torch": torch.__version__,
-            "seconds": round(time.time() - start), **rows}  # fmt: skip
+    return {**machine(), "seconds": round(time.time() - start), **rows}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.claims_pds", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.claims.pds", description=__doc__)
     parser.add_argument("--page", action="store_true", help="write docs/claims/pds.md instead")
     options = parser.parse_args()
     if options.page:
-        PAGE.write_text(page(*committed()))
-        return
-    JSON.write_text(json.dumps(measure(), indent=1) + "\n")
+        from .pds_page import page
+
+        write_whole(PAGE, page(*committed()))
+    else:
+        write_json(JSON, measure())
 
 
-def committed() -> tuple[dict[str, Any], dict[str, Any]]:
-    """What this file measured, and what claims_pds_learned.py did."""
+def committed() -> tuple[Row, Row]:
+    """What this file measured, and what pds_learned.py did."""
     return json.loads(JSON.read_text()), json.loads(LEARNED.read_text())
-
-
-def page(record: dict[str, Any], learned: dict[str, Any]) -> str:
-    """docs/claims/pds.md."""
-    sampler, langevin = record["sampler"], record["langevin"]
-    text = INTRODUCTION.format(machine=record["machine"], torch=record["torch"])
-    for setting, (sigma_max, snr) in SETTINGS.items():
-        text += f"\n### {setting}: sigma_max {sigma_max:g}, snr {snr:g}\n\n"
-        text += _table(
-            ("size", "alpha", *(f"T = {steps}" for steps in PUBLISHED_STEPS)),
-            ((f"{r['size']} px", r["alpha"], *(f"{e:.3f}" for e in r["errors"].values()))
-             for r in sampler if r["setting"] == setting),
-        )  # fmt: skip
-    text += LEAST
-    rows, savings = [], [1.0]
-    for r in sampler:
-        plain = next(o for o in sampler if o["alpha"] == "plain"
-                     and (o["size"], o["setting"]) == (r["size"], r["setting"]))  # fmt: skip
-        cells = []
-        for e in map(str, ERRORS):
-            mine, theirs = r["least"][e], plain["least"][e]
-            ratio = f" ({theirs / mine:.2g}x)" if mine and theirs and r is not plain else ""
-            cells.append(f"{mine or 'not reached'}{ratio}")
-            if ratio:
-                savings.append(theirs / mine)
-        rows.append((f"{r['size']} px", r["setting"], r["alpha"], *cells))
-    text += _table(("size", "setting", "alpha", *(f"e = {e:g}" for e in ERRORS)), rows)
-    text += (
-        f"\nThe largest saving here is {max(savings):.2g} times; 29 times does not show where "
-        "scores are exact.\n"
-    )
-    text += MALA.format(error=MALA_ERROR, target=ACCEPTANCE, run=RUN, chains=CHAINS)
-    text += _table(
-        ("size", "D", "condition of Sigma", "of D^-1 Sigma", "h", "acceptance, run", "iterations"),
-        ((f"{r['size']} px", r["preconditioner"], f"{r['condition']:.3g}", f"{r['left']:.3g}",
-          f"{r['h']:.2g}", f"{r['acceptance']:.2f}" if "acceptance" in r else "",
-          str(r["iterations"])) for r in langevin),
-    )  # fmt: skip
-    text += LEARNT.format(**learned)
-    text += _table(
-        ("alpha", "T", "spectrum error", "distance (90 %)"),
-        ((r["alpha"], str(r["steps"]), f"{r['spectrum']:.3f}", _with_interval(r))
-         for r in (*learned["rows"], {**learned["floor"], "alpha": "crops", "steps": ""})),
-    )  # fmt: skip
-    return text
-
-
-def _with_interval(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{row['distance']:.3f} ({low:.3f} .. {high:.3f})"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(head)]
-    lines.append(["---"] * len(lines[0]))
-    lines += [list(row) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-INTRODUCTION = """# PDS's claims, where the truth is known
-
-Ma et al. (2022, arXiv 2207.02196, and 2023, arXiv 2302.06504) say that
-preconditioning lets an off-the-shelf score model sample with up to 29 times fewer iterations, at
-1024 x 1024, without retraining. Their measure is image quality on LSUN and FFHQ, which is not
-measured here. Here is the same sampler on Gaussian fields whose power falls as frequency^-2, as
-natural images' does, with the exact score: what preconditioning does to the spectrum, and nothing
-about what it does to a trained network's errors; for that a small model is the last section.
-
-Made by `python -m bench.claims_pds` on {machine}, torch {torch};
-this page by `python -m bench.claims_pds --page`, from `bench/results/claims-pds.json`.
-
-- **Sampler.** Preconditioned prior, one Langevin correction and one reverse-diffusion step for
-  each of T noise levels, sigma_min 0.01, the published sigma_max and snr of two data sets at
-  every size. The variances come from the sampler's recursion, to which
-  `tests/execution/test_preconditioned_sampling.py` holds the sampler itself.
-- **Error.** RMS over {bands} bands of log frequency of log(variance / true variance).
-- **alpha.** "plain": no preconditioner. 5: the published default. "auto": the alpha at which the
-  predictor's shrinking cancels its inflation at the median frequency, for that T
-  ([preconditioning](../preconditioning.md)). No other setting was tried.
-
-## Spectrum error against T
-""".replace("{bands}", str(BANDS))
-
-LEAST = f"""
-## Iterations to an error
-
-The least T with an error of at most e for it and for every larger T up to {MOST_STEPS} (all T up
-to 200, then every hundredth part); in brackets how many times fewer than plain (below 1: more).
-
-"""
-
-MALA = """
-## Langevin with acceptance
-
-The corrector alone, as the Metropolis-adjusted Langevin algorithm on the field's exact density:
-steps of the size at which {target:g} of moves are accepted, measured ("run") over {run}
-iterations of {chains} chains begun in the field's own law. Iterations: from variance zero to a
-spectrum error of {error:g}, if each move is taken with that probability. The published gain
-rises where the data is weak, which makes the condition worse; D = Sigma, which goes the other
-way, is what Langevin dynamics ask for.
-
-"""
-
-LEARNT = """
-## A learned score
-
-The photographs model (`{model}`),
-32 px crops of two photographs, {images} images from the same seeds for each row, snr 0.16,
-sigma_max 50. Spectrum error: as above, without the mean colour, against crops it was trained on.
-Distance: the energy distance of images pooled to 8 x 8; intervals from halves of the images. The
-last row is another {images} crops: what chance leaves. Made by `python -m
-bench.claims_pds_learned` on {machine}, torch {torch}.
-
-With fewer levels the images' large shapes move away from the data's. By its distance alpha = 5 does
-at T = 66 what plain does at 100, 1.5 times fewer iterations, but the intervals overlap and its
-spectrum is the worse one at every T; auto cannot be told from plain.
-
-![Eight images of each T, plain and preconditioned](pds-learned.png)
-
-"""
 
 
 if __name__ == "__main__":

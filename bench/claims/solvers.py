@@ -1,4 +1,4 @@
-"""Error against network calls for every deterministic solver: `python -m bench.solvers`.
+"""Error against network calls for every deterministic solver: `python -m bench.claims.solvers`.
 
 The RMS distance per pixel to the converged solution, digits model, from the same 64 noises, on the
 default grid, goes to bench/results/solvers.json; `python -m bench report` draws it.
@@ -6,18 +6,16 @@ default grid, goes to bench/results/solvers.json; `python -m bench report` draws
 
 from __future__ import annotations
 
-import json
-
 import torch
 from tqdm import tqdm
 
+from fastdiff import Sampler, build_tableau, solver_names
 from fastdiff.app.distances import paired_error
 from fastdiff.models import load_digits, load_digits_reference
-from fastdiff.sampler import Sampler
-from fastdiff.solvers import build_tableau, solver_names
 from fastdiff.training.recipes.digits import digits_schedule
 
-from .record import RESULTS, machine
+from ..files import RESULTS, write_json
+from ..machine import machine
 
 CALLS = (5, 8, 10, 13, 20, 30)
 PATH = RESULTS / "solvers.json"
@@ -60,7 +58,11 @@ def main() -> None:
     shown = [name for names in FAMILIES.values() for name in names]
     missing = deterministic.symmetric_difference({*shown, *SAME})
     assert not missing, f"solvers without a place in the figure: {sorted(missing)}"
-    record = {"command": "python -m bench.solvers", **machine(torch.device("cpu")), "threads": 1}
+    record = {
+        "command": "python -m bench.claims.solvers",
+        **machine(torch.device("cpu")),
+        "threads": 1,
+    }
     curves = {}
     for name in tqdm(shown):
         calls, errors = curve(name)
@@ -69,7 +71,7 @@ def main() -> None:
     record["families"] = {
         family: {name: curves[name] for name in names} for family, names in FAMILIES.items()
     }
-    PATH.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(PATH, record)
 
 
 if __name__ == "__main__":

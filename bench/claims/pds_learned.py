@@ -1,4 +1,4 @@
-"""PDS on a learned score: `python -m bench.claims_pds_learned`, then `bench.claims_pds --page`.
+"""PDS on a learned score: `python -m bench.claims.pds_learned`, then `bench.claims.pds --page`.
 
 The committed photographs model samples 32 px crops with T noise levels, plain and preconditioned;
 their spectrum and their distance to crops of the photographs say how good they are, and a picture.
@@ -6,10 +6,8 @@ their spectrum and their distance to crops of the photographs say how good they 
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +15,12 @@ from torch import Tensor
 
 from fastdiff import Preconditioner, Sampler, estimate_masks
 from fastdiff.app.demo import draw_rows
-from fastdiff.app.machine import cpu_model
 from fastdiff.models.photographs import load_photographs
 from fastdiff.training.recipes.photographs import crops, photographs
 
-from .claims_pds import ALPHAS, band_edges
-from .record import RESULTS, ROOT
+from ..files import RESULTS, ROOT, write_json
+from .common import Row, machine
+from .pds import ALPHAS, band_edges
 
 JSON, PICTURE = RESULTS / "claims-pds-learned.json", ROOT / "docs" / "claims" / "pds-learned.png"
 STEPS = (200, 100, 66, 50)
@@ -73,14 +71,14 @@ def draw(shown: dict[tuple[int, str], Tensor]) -> None:
     draw_rows(rows, PICTURE, "predictor and corrector, the same noises")
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Row:
     model, metadata = load_photographs()
     fit, _ = photographs()
     random = torch.Generator().manual_seed(1)
     reference = crops(fit, REFERENCE, 32, random)
     floor = crops(fit, IMAGES, 32, random)
     wanted, statistics = spectrum(reference), estimate_masks(reference, flip=True)
-    start, rows, shown = time.time(), list[dict[str, Any]](), dict[tuple[int, str], Tensor]()
+    start, rows, shown = time.time(), list[Row](), dict[tuple[int, str], Tensor]()
     for alpha in ALPHAS:
         for steps in STEPS:
             value = {"plain": math.inf, "5": 5.0, "auto": "auto"}[alpha]
@@ -100,7 +98,7 @@ def measure() -> dict[str, Any]:
             print(rows[-1], flush=True)
     draw(shown)
     return {
-        "machine": cpu_model(), "torch": torch.__version__, "model": metadata["command"],
+        **machine(), "model": metadata["command"],
         "seconds": round(time.time() - start), "images": IMAGES, "rows": rows,
         "floor": {"spectrum": spectrum_error(floor, wanted),
                   "distance": energy_distance(floor, reference),
@@ -109,4 +107,4 @@ def measure() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    JSON.write_text(json.dumps(measure(), indent=1) + "\n")
+    write_json(JSON, measure())
