@@ -68,11 +68,11 @@ class Sampler:
             (Saharia et al. 2022). Needs `clip`. Not linear: done by PyTorch before the launch.
         capture: whether a call may be a replay, recorded at the first call of its kind (shapes,
             layouts, dtypes, keywords, number of steps). "auto": as a CUDA graph, for networks that
-            are modules, where a measurement at that call finds it faster. "always": also for other
-            callables, and on the CPU, where it is slower and serves as a proof. Up to 16 network
-            calls are one replay; longer loops, and any with a callback or a progress bar, replay
-            one recorded stage, which serves every number of steps. With FASTDIFF_CAPTURE=0 in the
-            environment the loop is stepwise. Weights may be changed in place; new ones are noticed.
+            are modules. "always": also for other callables, and on the CPU, where it is slower and
+            serves as a proof. Up to 16 network calls are one replay; longer loops, and any with a
+            callback or a progress bar, replay one recorded stage, which serves every number of
+            steps. With FASTDIFF_CAPTURE=0 in the environment the loop is stepwise. Weights may be
+            changed in place; new ones are noticed.
         capture_key: called before each replay; a recorded loop is used where this returns what it
             did then, such as the name of the active adapter.
         preconditioner: what the initial noise and the increments of "predictor_corrector",
