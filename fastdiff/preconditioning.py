@@ -115,8 +115,10 @@ def estimate_masks(
         if power is None:
             power, squares = torch.zeros_like(x[0]), torch.zeros_like(x[0])
         elif x.shape[1:] != power.shape:
-            raise ValueError(f"data must hold images of one shape, {tuple(power.shape)}; got "
-                             f"{tuple(x.shape[1:])}")  # fmt: skip
+            raise ValueError(
+                f"data must hold images of one shape, {tuple(power.shape)}; got "
+                f"{tuple(x.shape[1:])}"
+            )
         assert squares is not None
         power += torch.fft.fft2(x).abs().square().sum(0)
         squares += x.square().sum(0)
@@ -141,11 +143,13 @@ def power_law_masks(
     alone: there is no pixel statistic.
     """
     if min(channels, height, width) < 1:
-        raise ValueError(f"channels, height and width must be positive; got {channels}, {height}, "
-                         f"{width}")  # fmt: skip
+        raise ValueError(
+            f"channels, height and width must be positive; got {channels}, {height}, {width}"
+        )
     if not (math.isfinite(exponent) and variance > 0):
-        raise ValueError(f"exponent must be finite and variance positive; got {exponent}, "
-                         f"{variance}")  # fmt: skip
+        raise ValueError(
+            f"exponent must be finite and variance positive; got {exponent}, {variance}"
+        )
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (height, width))
     radius = torch.hypot(rows[:, None], columns[None, :])
     radius[0, 0] = torch.inf if exponent >= 0 else 0.0
@@ -187,8 +191,10 @@ class Preconditioner:
             if gain.ndim != 3:
                 raise ValueError(f"{name} must be [C or 1, H, W]; got shape {tuple(gain.shape)}")
             if name != "skew" and not bool((gain.isfinite() & (gain > 0)).all()):
-                raise ValueError(f"{name} must hold positive finite gains; got entries from "
-                                 f"{float(gain.min())} to {float(gain.max())}")  # fmt: skip
+                raise ValueError(
+                    f"{name} must hold positive finite gains; got entries from "
+                    f"{float(gain.min())} to {float(gain.max())}"
+                )
         self.gains: SpectralGains | None = None
         there = next((gain for gain in given.values() if gain is not None), None)
         if there is not None:
@@ -276,8 +282,10 @@ class Preconditioner:
         if gain is None:
             return x
         if x.shape[2:] != gain.shape[1:] or len(gain) not in (1, x.shape[1]):
-            raise ValueError(f"images must be [B, {len(gain)}, {gain.shape[1]}, {gain.shape[2]}], "
-                             f"as the pixel gain is; got {tuple(x.shape)}")  # fmt: skip
+            raise ValueError(
+                f"images must be [B, {len(gain)}, {gain.shape[1]}, {gain.shape[2]}], "
+                f"as the pixel gain is; got {tuple(x.shape)}"
+            )
         return gain.to(wide_dtype(x)) * x
 
     def __repr__(self) -> str:
@@ -329,8 +337,10 @@ def _in_unit_range(batch: Tensor) -> Tensor:
 def _largest(m: Tensor, name: str) -> float:
     largest = float(m.max())
     if not (math.isfinite(largest) and largest > 0 and bool((m >= 0).all())):
-        raise ValueError(f"{name} must be finite, not negative and not all zero; got {largest} as "
-                         "its largest entry")  # fmt: skip
+        raise ValueError(
+            f"{name} must be finite, not negative and not all zero; got {largest} as "
+            "its largest entry"
+        )
     return largest
 
 
@@ -338,8 +348,9 @@ def _gain(m: Tensor, alpha: float) -> Tensor:
     """alpha / (m + alpha - 1), m in [0, 1]."""
     least = float(m.min())
     if not alpha > 1 - least:
-        raise ValueError(f"alpha must be above {1 - least:.6g}, where a gain would be infinite; "
-                         f"got {alpha}")  # fmt: skip
+        raise ValueError(
+            f"alpha must be above {1 - least:.6g}, where a gain would be infinite; got {alpha}"
+        )
     return alpha / (m + alpha - 1)
 
 
@@ -355,8 +366,10 @@ def _automatic(
     if steps is None or sigma_min is None or sigma_max is None:
         raise ValueError('alpha="auto" needs steps, sigma_min and sigma_max')
     if steps < 1 or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"steps must be positive and 0 < sigma_min < sigma_max; got {steps}, "
-                         f"{sigma_min}, {sigma_max}")  # fmt: skip
+        raise ValueError(
+            f"steps must be positive and 0 < sigma_min < sigma_max; got {steps}, "
+            f"{sigma_min}, {sigma_max}"
+        )
     gain = math.sqrt(1 + math.log(sigma_max / sigma_min) / steps)
     return gain * (1 - float(frequency.median())) / (gain - 1)
 

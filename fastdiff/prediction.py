@@ -54,7 +54,7 @@ _ALL = (
     # epsilon - x0, the velocity of a rectified flow
     Prediction(
         "flow", lambda a, s: (-s / (a + s), 1 / (a + s)), lambda a, s: (a / (a + s), 1 / (a + s))
-    ),  # fmt: skip
+    ),
     # the gradient of log p_t(x), which is -epsilon / sigma
     Prediction("score", lambda a, s: (s**2 / a, 1 / a), lambda a, s: (-s, 0.0)),
     # x0 and epsilon side by side, weighted by the noise level (Salimans & Ho 2022, section 4):

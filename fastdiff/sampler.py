@@ -216,9 +216,16 @@ class Sampler:
         """
         noise, seeds = self._initial_noise(noise, seeds, shape)
         inputs = Inputs(
-            noise, seeds, image, mask, stage_noise, guidance_scale, guidance_rescale, uncond,
+            noise,
+            seeds,
+            image,
+            mask,
+            stage_noise,
+            guidance_scale,
+            guidance_rescale,
+            uncond,
             conditioning,
-        )  # fmt: skip
+        )
         program, after, result = self._program, self._after_stage(callback), None
         if self._replay.serves(program, noise.device):
             inputs = ready(program, inputs)
@@ -250,8 +257,15 @@ class Sampler:
         image = noise if self.tableau.from_image else None
         if conditioning or guidance_scale is not None or self._replay.serves(program, device):
             silent = (lambda progress: None) if callback else None
-            self(noise, seeds=seeds, image=image, guidance_scale=guidance_scale, uncond=uncond,
-                 callback=silent, **conditioning)  # fmt: skip
+            self(
+                noise,
+                seeds=seeds,
+                image=image,
+                guidance_scale=guidance_scale,
+                uncond=uncond,
+                callback=silent,
+                **conditioning,
+            )
             return self
         run = program.run(Inputs(noise, seeds, image))
         for number, stage in enumerate(self.tableau.stages):

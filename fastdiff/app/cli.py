@@ -69,8 +69,15 @@ def sample(
     from fastdiff.images import contact_sheet, image_files
 
     with _clear_errors():
-        options = _given(solver=solver, steps=steps, spacing=spacing, convention=convention,
-                         seed_start=seed_start, batch=batch, label=label)  # fmt: skip
+        options = _given(
+            solver=solver,
+            steps=steps,
+            spacing=spacing,
+            convention=convention,
+            seed_start=seed_start,
+            batch=batch,
+            label=label,
+        )
         folder = generate(load_model(model), num_images, out, **options)
         if first_process():
             if sheet is not None:
@@ -114,14 +121,26 @@ def evaluate(
     from fastdiff.files import write_json
 
     with _clear_errors():
-        options = _given(solver=solver, steps=steps, spacing=spacing, convention=convention,
-                         seed_start=seed_start, batch=batch, label=label)  # fmt: skip
+        options = _given(
+            solver=solver,
+            steps=steps,
+            spacing=spacing,
+            convention=convention,
+            seed_start=seed_start,
+            batch=batch,
+            label=label,
+        )
         count = 5000 if num_images is None else num_images
         if count < 2:
             raise ValueError(f"num_images must be at least 2; got {count}")
         if all_solvers:
-            others = _given(images=images, reference=reference, features=features,
-                            save_stats=save_stats, **options)  # fmt: skip
+            others = _given(
+                images=images,
+                reference=reference,
+                features=features,
+                save_stats=save_stats,
+                **options,
+            )
             if model != "digits" or others:
                 needless = "".join(f" without {_flag(name)}" for name in list(others)[:1])
                 raise ValueError(f"--all-solvers goes with --model digits{needless}")

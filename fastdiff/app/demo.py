@@ -73,14 +73,24 @@ def run(out: Path) -> None:
     title = "\nThe solver step: diffusers' scheduler against one launch, one thread"
     speeds = Table("one solver step", "image batch", "stock", "fused", "ratio", title=title)
     for name, shape, stock, fused in step_speeds():
-        speeds.add_row(name, "x".join(map(str, shape)), f"{stock * 1e6:.0f} us",
-                       f"{fused * 1e6:.0f} us", f"{stock / fused:.1f}x")  # fmt: skip
+        speeds.add_row(
+            name,
+            "x".join(map(str, shape)),
+            f"{stock * 1e6:.0f} us",
+            f"{fused * 1e6:.0f} us",
+            f"{stock / fused:.1f}x",
+        )
     console.print(speeds)
 
     console.print(f"\nSampling {SEEDS} digits from the same {SEEDS} noises with each solver ...")
     columns = [sample_column(*column) for column in COLUMNS]
-    quality = Table("solver", "calls", "ms per image", "distance to the converged solution",
-                    title="\nWhat each solver costs and how close it comes")  # fmt: skip
+    quality = Table(
+        "solver",
+        "calls",
+        "ms per image",
+        "distance to the converged solution",
+        title="\nWhat each solver costs and how close it comes",
+    )
     for c in columns:
         d = c.distance
         interval = f"{d.value:.4f}  ({d.low:.4f} .. {d.high:.4f})"
@@ -241,9 +251,13 @@ def draw_columns(columns: list[Column], path: Path, rows: int = 10) -> None:
             axes[row, column].imshow(images[row, 0], cmap="gray_r", vmin=-1, vmax=1)
             axes[row, column].set_axis_off()
     figure.text(
-        0.5, 0.012, f"8x8 digits from one noise per row; ms per image, {cpu_model()}, one thread",
-        ha="center", fontsize=9, color="0.35",
-    )  # fmt: skip
+        0.5,
+        0.012,
+        f"8x8 digits from one noise per row; ms per image, {cpu_model()}, one thread",
+        ha="center",
+        fontsize=9,
+        color="0.35",
+    )
     figure.subplots_adjust(0.01, 0.035, 0.99, 0.915, wspace=0.06, hspace=0.06)
     _save(figure, path)
 
@@ -257,13 +271,19 @@ def photograph_rows() -> list[tuple[str, Tensor]]:
     rows = [("crops of the photographs", real[:PHOTOGRAPHS])]
     for label, alpha in (("plain", math.inf), ("alpha 5", 5.0), ("alpha auto", "auto")):
         made = fastdiff.Preconditioner.from_statistics(
-            statistics, alpha=alpha, steps=PHOTOGRAPH_STEPS, sigma_min=model.sigma_min,
+            statistics,
+            alpha=alpha,
+            steps=PHOTOGRAPH_STEPS,
+            sigma_min=model.sigma_min,
             sigma_max=model.sigma_max,
-        )  # fmt: skip
+        )
         sampler = fastdiff.Sampler(
-            model, model.schedule, solver="predictor_corrector", steps=PHOTOGRAPH_STEPS,
+            model,
+            model.schedule,
+            solver="predictor_corrector",
+            steps=PHOTOGRAPH_STEPS,
             preconditioner=made,
-        )  # fmt: skip
+        )
         rows.append((label, sampler(seeds=list(range(PHOTOGRAPHS)), shape=(3, 32, 32)).clamp(0, 1)))
     return rows
 
@@ -319,10 +339,13 @@ def draw_quality(path: Path) -> None:
     frechet.set_xlim(right=130)
     frechet.legend(fontsize=9)
     figure.text(
-        0.5, 0.01,
+        0.5,
+        0.01,
         f"8x8 digits model, 95 % intervals; {report['command']}, {report['machine']}",
-        ha="center", fontsize=8, color="0.35",
-    )  # fmt: skip
+        ha="center",
+        fontsize=8,
+        color="0.35",
+    )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     _save(figure, path)
 

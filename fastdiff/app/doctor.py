@@ -13,8 +13,6 @@ import fastdiff
 from fastdiff import _ext
 from fastdiff.app.machine import cpu_model
 
-DISTRIBUTION = "fastdiff-sampling"
-
 
 def examine() -> list[tuple[str, str]]:
     """(topic, finding) pairs in reading order. Asks the GPU driver; changes nothing."""

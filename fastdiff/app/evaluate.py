@@ -225,12 +225,14 @@ def summary(report: dict[str, Any]) -> str:
     if "frechet" in report:
         reference = report["reference"]
         lines += [
-            ("reference", f"{reference['count']:,} of {dims(reference['shape'])} from "
-                          f"{reference['source']}"),
+            (
+                "reference",
+                f"{reference['count']:,} of {dims(reference['shape'])} from {reference['source']}",
+            ),
             ("estimator", report["estimator"]),
             ("Frechet", _interval(report["frechet"])),
             ("with bias", f"{report['frechet_with_bias']:.4g}, as is usually published"),
-        ]  # fmt: skip
+        ]
         if report["floor"]:
             text = f"{_interval(report['floor'])}, one half of the reference against the other"
             lines.append(("floor", text))
@@ -270,8 +272,9 @@ def _compare(
     if len(ours.values) < CLAIM:
         notes.append(f"fewer than {CLAIM:,} images: enough for a look, not for a claim")
     if min(len(ours.values), known.count) <= ours.values.shape[1]:
-        notes.append("no more images than features: the covariance is singular, the distance is "
-                     "mostly bias")  # fmt: skip
+        notes.append(
+            "no more images than features: the covariance is singular, the distance is mostly bias"
+        )
     return {
         "reference": _described(reference, known.count, known.shape, known.recipe),
         "estimator": f"squared Frechet distance, bias of the number of images taken off; 95 % "
@@ -334,8 +337,10 @@ def _folder(
 
 def _held_out_digits(space: FeatureSpace) -> _Set:
     _, (held, _) = digits_split()
-    recipe = {"data": "scikit-learn's digits, the 360 scans held out from training",
-              "rounding": ROUNDING}  # fmt: skip
+    recipe = {
+        "data": "scikit-learn's digits, the 360 scans held out from training",
+        "rounding": ROUNDING,
+    }
     return _Set(DIGITS, tuple(held.shape[1:]), space.extract(to_bytes(held)), recipe)
 
 
@@ -359,8 +364,9 @@ def feature_space(name: str, shape: Sequence[int], argument: str) -> FeatureSpac
         )
     if name == "pixels":
         if min(shape[1:]) < 8:
-            raise ValueError(f"{argument} must be at least 8x8 for features 'pixels'; "
-                             f"got {dims(shape)}")  # fmt: skip
+            raise ValueError(
+                f"{argument} must be at least 8x8 for features 'pixels'; got {dims(shape)}"
+            )
         return FeatureSpace(
             name,
             "lowest cosine coefficients (16 of brightness, 4 of each colour difference) of the "

@@ -108,8 +108,11 @@ def generate(
     in all of them when the folder is complete. Returns the folder.
     Raises ValueError for a folder of another recipe, or of more images than asked for.
     """
-    for name, value, least in (("num_images", num_images, 1), ("batch", batch, 1),
-                               ("seed_start", seed_start, 0)):  # fmt: skip
+    for name, value, least in (
+        ("num_images", num_images, 1),
+        ("batch", batch, 1),
+        ("seed_start", seed_start, 0),
+    ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
     if label is not None and not 0 <= label < model.classes:
@@ -122,9 +125,15 @@ def generate(
     rank, world = _processes()
     with _same_bits():
         device = _device()
-        sampler = Sampler(model.denoiser.to(device), model.schedule, solver=solver, steps=steps,
-                          prediction=model.prediction, spacing=spacing,
-                          convention=convention)  # fmt: skip
+        sampler = Sampler(
+            model.denoiser.to(device),
+            model.schedule,
+            solver=solver,
+            steps=steps,
+            prediction=model.prediction,
+            spacing=spacing,
+            convention=convention,
+        )
         recipe = {
             "model": {"name": model.name, "weights": _digest(model.denoiser)},
             "shape": model.shape,
@@ -200,10 +209,14 @@ def _prepare(folder: Path, recipe: dict[str, Any], count: int, device: torch.dev
             )
         made_on = before["made_on"]
     elif any(Path(name).suffix.lower() in SUFFIXES for name in names if name[0] != "."):
-        raise ValueError(f"out must be a new folder or one of samples; {folder} holds images but "
-                         f"no {RECIPE}")  # fmt: skip
-    here = {"device": _device_name(device), "torch": torch.__version__,
-            "fastdiff": fastdiff.__version__}  # fmt: skip
+        raise ValueError(
+            f"out must be a new folder or one of samples; {folder} holds images but no {RECIPE}"
+        )
+    here = {
+        "device": _device_name(device),
+        "torch": torch.__version__,
+        "fastdiff": fastdiff.__version__,
+    }
     if here not in made_on:
         made_on.append(here)
     write_json(folder / RECIPE, recipe | {"num_images": count, "made_on": made_on})

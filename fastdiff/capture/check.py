@@ -206,9 +206,13 @@ class _Watch(TorchDispatchMode):
         return _execute(func, args, kwargs, self.run)
 
     def _operation(
-        self, func: Any, name: str, kwargs: dict[str, Any], operands: list[Tensor],
+        self,
+        func: Any,
+        name: str,
+        kwargs: dict[str, Any],
+        operands: list[Tensor],
         held: list[DeviceTensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         tags = func.tags
         masks = name.startswith("index") and any(
             t.dtype in (torch.bool, torch.uint8) for t in operands[1:]

@@ -94,8 +94,7 @@ class NetworkWatch:
                 weakref.ref, chain.from_iterable([h.values() for h in filter(None, hooks)])
             )
         for number, name in self._watched:
-            value = own[number][name]
-            state.append(value if isinstance(value, PLAIN) else weakref.ref(value))
+            state.append(_fixed(name, own[number][name]))
         return state
 
 
@@ -104,6 +103,16 @@ _dtype, _training = attrgetter("dtype"), attrgetter("training")
 _parameters, _buffers = itemgetter("_parameters"), itemgetter("_buffers")
 _hooks, _pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 _below = itemgetter("_modules")
+
+
+def _fixed(name: str, value: Any) -> Any:
+    """What of an attribute is compared: a plain value, or which object it is."""
+    if isinstance(value, PLAIN):
+        return value
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        raise NotCapturable(f"a module's {name} is a {type(value).__name__}") from None
 
 
 def _tensors(own: list[dict[str, Any]]) -> list[Tensor]:

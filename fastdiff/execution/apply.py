@@ -91,9 +91,18 @@ def through_gains(
     else:
         factors = factors[:, 1:] if table.increments_state else factors[:, 2:]
     spectral_update_unchecked(
-        x, output, table.gains, factors.contiguous(), seeds, _number(state, number), 0, noise,
-        "exact", stage.step, y,
-    )  # fmt: skip
+        x,
+        output,
+        table.gains,
+        factors.contiguous(),
+        seeds,
+        _number(state, number),
+        0,
+        noise,
+        "exact",
+        stage.step,
+        y,
+    )
     state.show(number)
 
 

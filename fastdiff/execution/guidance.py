@@ -58,8 +58,9 @@ def _doubled(name: str, value: Any, other: Any, batch: int) -> Any:
         parts = {} if other is value else other
         if not isinstance(parts, dict) or parts.keys() - value.keys():
             got = sorted(parts) if isinstance(parts, dict) else type(other).__name__
-            raise ValueError(f"uncond[{name!r}] must be a dict with keys of {sorted(value)}; "
-                             f"got {got}")  # fmt: skip
+            raise ValueError(
+                f"uncond[{name!r}] must be a dict with keys of {sorted(value)}; got {got}"
+            )
         return {k: _doubled(f"{name}.{k}", v, parts.get(k, v), batch) for k, v in value.items()}
     elif isinstance(value, list | tuple) and any(
         isinstance(v, Tensor | dict | list | tuple) for v in value

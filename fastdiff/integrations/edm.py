@@ -33,8 +33,10 @@ class EDMNetwork(NetworkDenoiser):
 
     def own_schedule(self, network: Any) -> NoiseSchedule:
         network = uncompiled(network)
-        low, high = (float(getattr(network, name, bound)) for name, bound in
-                     (("sigma_min", SIGMA_MIN), ("sigma_max", SIGMA_MAX)))  # fmt: skip
+        low, high = (
+            float(getattr(network, name, bound))
+            for name, bound in (("sigma_min", SIGMA_MIN), ("sigma_max", SIGMA_MAX))
+        )
         return NoiseSchedule.edm(max(low, SIGMA_MIN), min(high, SIGMA_MAX))
 
     def forward(self, x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:

@@ -194,9 +194,16 @@ class NoiseSchedule:
             raise ValueError(
                 f"logsnr_min must be below logsnr_max; got {logsnr_min} and {logsnr_max}"
             )
-        return _LogSNRCosine("logsnr_cosine", 1.0, 0.0, None, "trailing", 1.0,
-                             math.atan(math.exp(-logsnr_max / 2)),
-                             math.atan(math.exp(-logsnr_min / 2)))  # fmt: skip
+        return _LogSNRCosine(
+            "logsnr_cosine",
+            1.0,
+            0.0,
+            None,
+            "trailing",
+            1.0,
+            math.atan(math.exp(-logsnr_max / 2)),
+            math.atan(math.exp(-logsnr_min / 2)),
+        )
 
     @classmethod
     def ve(cls, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSchedule:
@@ -278,8 +285,10 @@ class NoiseSchedule:
             return self._given_times(steps, spacing)
         spacing = self.spacing if spacing is None else spacing
         if spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, or the times "
-                             f"themselves; got {spacing!r}")  # fmt: skip
+            raise ValueError(
+                f"spacing must be one of {', '.join(SPACINGS)}, or the times "
+                f"themselves; got {spacing!r}"
+            )
         if convention not in CONVENTIONS:
             raise ValueError(
                 f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}"
@@ -316,8 +325,10 @@ class NoiseSchedule:
         if not (np.isfinite(times).all() and (np.diff(times) < 0).all()):
             raise ValueError("spacing given as times must be finite and strictly decreasing")
         if times[0] > self.first or times[-1] < low:
-            raise ValueError(f"spacing given as times must lie in [{low}, {self.first}]; "
-                             f"got {times[0]} .. {times[-1]}")  # fmt: skip
+            raise ValueError(
+                f"spacing given as times must lie in [{low}, {self.first}]; "
+                f"got {times[0]} .. {times[-1]}"
+            )
         return times
 
     def _spaced_times(
@@ -414,8 +425,10 @@ class _Discrete(NoiseSchedule):
         first = self.first if start is None else float(start)
         span = int(first) + 1  # times 0 .. span - 1, and -1
         if steps > span:
-            raise ValueError(f"steps must be at most {span}, the number of times from {first:g} "
-                             f"down to 0; got {steps}")  # fmt: skip
+            raise ValueError(
+                f"steps must be at most {span}, the number of times from {first:g} "
+                f"down to 0; got {steps}"
+            )
         if convention != "aligned" and spacing != "leading":
             raise ValueError(
                 f'convention {convention!r} goes with spacing "leading"; got {spacing!r}'
@@ -584,8 +597,10 @@ def _check_betas(beta_start: float, beta_end: float, num_train_timesteps: int) -
 
 def _check_beta_range(beta_min: float, beta_max: float) -> None:
     if not 0 < beta_min <= beta_max < math.inf:
-        raise ValueError(f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max; got "
-                         f"{beta_min} and {beta_max}")  # fmt: skip
+        raise ValueError(
+            f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max; got "
+            f"{beta_min} and {beta_max}"
+        )
 
 
 def _check_sigmas(sigma_min: float, sigma_max: float) -> None:

@@ -236,8 +236,15 @@ def trace_solver(
     **options: Any,
 ) -> Tableau:
     """Run a solver on symbols and lay out what it did as a `Tableau`."""
-    run = Trace(schedule, times, solves_for=solves_for, prediction=prediction(kind), clip=clip,
-                from_image=from_image, afs=afs)  # fmt: skip
+    run = Trace(
+        schedule,
+        times,
+        solves_for=solves_for,
+        prediction=prediction(kind),
+        clip=clip,
+        from_image=from_image,
+        afs=afs,
+    )
     result = run._materialise(solver(run, **options))
     rows = _needed_rows(run, result)
     slot_of, count = _assign_slots(run, rows, result)
@@ -274,8 +281,10 @@ def _needed_rows(run: Trace, result: Value) -> list[dict[Value, dict[Value, Coef
             row = _expand(run, value, stage)
             for leaf in row:
                 if leaf.kind in ("output", "x0", "noise") and leaf.stage != stage:
-                    raise ValueError(f"{leaf.kind} drawn in stage {leaf.stage} is used in stage "
-                                     f"{stage}; use keep() to carry it over")  # fmt: skip
+                    raise ValueError(
+                        f"{leaf.kind} drawn in stage {leaf.stage} is used in stage "
+                        f"{stage}; use keep() to carry it over"
+                    )
             rows[stage][value] = row
             for part in row:
                 if part.stage < stage and part.kind != "input":
@@ -287,9 +296,11 @@ def _expand(run: Trace, value: Value, stage: int) -> dict[Value, Coefficient]:
     """A value's definition with every other value of the same stage replaced by its own."""
     total = Form({})
     for part, coefficient in run.definitions[value].items():
-        inner = _expand(run, part, stage) if part.stage == stage and part in run.definitions else {
-            part: 1.0
-        }  # fmt: skip
+        inner = (
+            _expand(run, part, stage)
+            if part.stage == stage and part in run.definitions
+            else {part: 1.0}
+        )
         total = total + Form(inner) * coefficient
     return total.terms
 

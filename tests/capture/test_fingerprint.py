@@ -83,6 +83,10 @@ def test_a_framework_names_what_its_modules_forward_depends_on():
     second = watch.look()
     network.last.s1 = None
     assert second != first == watch.look()
+    network.last.s1 = [0.9]
+    with pytest.raises(NotCapturable, match="a module's s1 is a list"):
+        watch.look()
+    network.last.s1 = None
     network.last._hf_hook = object()
     with pytest.raises(NotCapturable, match="Conv2d has an offloading hook"):
         watch.look()

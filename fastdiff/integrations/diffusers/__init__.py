@@ -56,8 +56,10 @@ class Diffusers(Framework):
         if "_hf_hook" in vars(module):
             raise NotCapturable(f"{type(module).__name__} has an offloading hook")
         if not adapters and type(module).__module__.startswith("peft."):
-            raise NotCapturable(f"{type(module).__name__} is an adapter's layer: fuse and unload "
-                                "it, or give capture_key=")  # fmt: skip
+            raise NotCapturable(
+                f"{type(module).__name__} is an adapter's layer: fuse and unload "
+                "it, or give capture_key="
+            )
         return "processor", "s1", "s2", "b1", "b2"  # attention processors, and FreeU's numbers
 
 

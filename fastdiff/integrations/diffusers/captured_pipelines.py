@@ -29,8 +29,16 @@ from fastdiff.capture import (
     modes,
 )
 
-DETERMINISTIC = ("PNDM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep",
-                 "EulerDiscrete", "HeunDiscrete", "Tableau")  # fmt: skip
+DETERMINISTIC = (
+    "PNDM",
+    "DDIM",
+    "DPMSolverMultistep",
+    "UniPCMultistep",
+    "DEISMultistep",
+    "EulerDiscrete",
+    "HeunDiscrete",
+    "Tableau",
+)
 
 
 class CapturedLoop:
@@ -153,9 +161,16 @@ class TextToImage(CapturedLoop):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stock: Any = super()
         call = _arguments(stock.__call__, args, kwargs)
-        neutral = {"eta": 0.0, "guidance_rescale": 0.0, "cross_attention_kwargs": None,
-                   "ip_adapter_image": None, "ip_adapter_image_embeds": None, "timesteps": None,
-                   "sigmas": None, "callback_on_step_end": None}  # fmt: skip
+        neutral = {
+            "eta": 0.0,
+            "guidance_rescale": 0.0,
+            "cross_attention_kwargs": None,
+            "ip_adapter_image": None,
+            "ip_adapter_image_embeds": None,
+            "timesteps": None,
+            "sigmas": None,
+            "callback_on_step_end": None,
+        }
         timed = self.unet.config.time_cond_proj_dim is not None
         if timed or call.get("kwargs") or not self._may_replay(call, neutral):
             return stock.__call__(*args, **kwargs)

@@ -307,9 +307,13 @@ class PlanMaker:
         return [self.value(part) for part in kept] if isinstance(kept, list) else kept
 
     def plan(
-        self, results: list[Held], output: Callable[..., Any], kept: dict[str, Any],
-        noise: list[torch.dtype], holds: tuple[Any, ...],
-    ) -> Plan:  # fmt: skip
+        self,
+        results: list[Held],
+        output: Callable[..., Any],
+        kept: dict[str, Any],
+        noise: list[torch.dtype],
+        holds: tuple[Any, ...],
+    ) -> Plan:
         clamps = {s for form in self.sums for s in form.terms if isinstance(s, Clamped)}
         if len(clamps) > 1:
             raise NotLinear("two samples are clamped")

@@ -99,8 +99,9 @@ def load_diffusers(folder: str | Path) -> tuple[DiffusersUNet, dict[str, Any]]:
 def _check_channels(config: Any, x: Tensor) -> None:
     wanted = config["in_channels"]
     if x.ndim != 4 or x.shape[1] != wanted:
-        raise ValueError(f"noise must be [B, {wanted}, H, W] for this network; got "
-                         f"{tuple(x.shape)}")  # fmt: skip
+        raise ValueError(
+            f"noise must be [B, {wanted}, H, W] for this network; got {tuple(x.shape)}"
+        )
 
 
 def _config(folder: Path, part: str, name: str) -> Path:

@@ -41,8 +41,15 @@ from fastdiff.integrations.diffusers.linear_step import (
 )
 
 # Attributes in which stock schedulers keep tensors of the sample's shape.
-HISTORY = ("model_outputs", "last_sample", "ets", "cur_sample", "cur_model_output", "sample",
-           "prev_derivative")  # fmt: skip
+HISTORY = (
+    "model_outputs",
+    "last_sample",
+    "ets",
+    "cur_sample",
+    "cur_model_output",
+    "sample",
+    "prev_derivative",
+)
 PLAIN = (bool, int, float, str, Tensor)  # in a key: numbers by value, tensors by identity
 SIMPLE = frozenset((bool, int, float, str, type(None)))  # the types of most options
 MOST_PLANS = 8192  # of a scheduler: eight runs of 1000 steps
@@ -255,9 +262,15 @@ class _Call:
         timestep = given.get("timestep")
         self.time = self._time(timestep)
         self.key = (
-            stock_step.__name__, self.time, type(timestep), output.dtype, sample.dtype,
-            self.generator is None, *options, self._state(),
-        )  # fmt: skip
+            stock_step.__name__,
+            self.time,
+            type(timestep),
+            output.dtype,
+            sample.dtype,
+            self.generator is None,
+            *options,
+            self._state(),
+        )
         self._check()
 
     def _check(self) -> None:
@@ -379,8 +392,9 @@ def _same(value: Any, before: Any) -> bool:
     """Whether an attribute still holds the very same things."""
     if isinstance(value, list) and isinstance(before, list):
         return len(value) == len(before) and all(map(_same, value, before))
-    return value is before or (type(value) is type(before) and isinstance(value, (int, float, str))
-                               and value == before)  # fmt: skip
+    return value is before or (
+        type(value) is type(before) and isinstance(value, (int, float, str)) and value == before
+    )
 
 
 def _fields(result: Any) -> tuple[list[SampleForm], Callable[..., Any]]:

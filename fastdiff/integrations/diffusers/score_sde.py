@@ -56,11 +56,14 @@ class PreconditionedScoreSdeVe(diffusers.ScoreSdeVeScheduler):
         Raises TypeError or ValueError for another scheduler and for what is no preconditioner.
         """
         if not isinstance(stock, diffusers.ScoreSdeVeScheduler):
-            raise ValueError("preconditioner= needs a ScoreSdeVeScheduler; got "
-                             f"{type(stock).__name__}")  # fmt: skip
+            raise ValueError(
+                f"preconditioner= needs a ScoreSdeVeScheduler; got {type(stock).__name__}"
+            )
         if not isinstance(preconditioner, Preconditioner) or preconditioner.is_identity:
-            raise TypeError("preconditioner must be a fastdiff.Preconditioner with a gain; got "
-                            f"{preconditioner!r}")  # fmt: skip
+            raise TypeError(
+                "preconditioner must be a fastdiff.Preconditioner with a gain; got "
+                f"{preconditioner!r}"
+            )
         twin = object.__new__(cls)
         vars(twin).update(vars(stock))
         twin.preconditioner = preconditioner
@@ -70,8 +73,11 @@ class PreconditionedScoreSdeVe(diffusers.ScoreSdeVeScheduler):
     def describe(self, sample: Tensor) -> dict[str, Any]:
         """What runs on samples like this one."""
         moves = self._gains(sample).describe(sample)
-        return {"scheduler": "ScoreSdeVeScheduler", "preconditioner": repr(self.preconditioner),
-                "moves": moves}  # fmt: skip
+        return {
+            "scheduler": "ScoreSdeVeScheduler",
+            "preconditioner": repr(self.preconditioner),
+            "moves": moves,
+        }
 
     def step_pred(
         self,
@@ -90,9 +96,12 @@ class PreconditionedScoreSdeVe(diffusers.ScoreSdeVeScheduler):
         power = sigma**2 - (float(self.discrete_sigmas[index - 1]) ** 2 if index else 0.0)
         row = sample.new_tensor([[power, 0.0]], dtype=wide_dtype(sample))
         noise = randn_tensor(
-            sample.shape, layout=sample.layout, generator=generator, device=sample.device,
+            sample.shape,
+            layout=sample.layout,
+            generator=generator,
+            device=sample.device,
             dtype=sample.dtype,
-        )  # fmt: skip
+        )
         gains = self._gains(sample)
         mean = spectral_predictor(sample, model_output, gains, row)
         coloured = self.preconditioner.to(sample.device).noise(noise)
@@ -113,8 +122,14 @@ class PreconditionedScoreSdeVe(diffusers.ScoreSdeVeScheduler):
             raise ValueError("timesteps must be set: call set_timesteps first")
         noise = randn_tensor(sample.shape, layout=sample.layout, generator=generator)
         row = sample.new_tensor([[1.0, 2 * self.config.snr**2]], dtype=wide_dtype(sample))
-        moved = spectral_langevin(sample, model_output, self._gains(sample), row,
-                                  noise=noise.to(sample.device), norms="batch")  # fmt: skip
+        moved = spectral_langevin(
+            sample,
+            model_output,
+            self._gains(sample),
+            row,
+            noise=noise.to(sample.device),
+            norms="batch",
+        )
         return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
     def _gains(self, sample: Tensor) -> SpectralGains:

@@ -155,8 +155,10 @@ class TableauScheduler(SchedulerMixin, ConfigMixin):
         `use_clipped_model_output` are there because pipelines pass them; they must be off.
         """
         if eta or use_clipped_model_output:
-            raise ValueError(f"eta must be 0 and use_clipped_model_output off; got {eta} and "
-                             f"{use_clipped_model_output}")  # fmt: skip
+            raise ValueError(
+                f"eta must be 0 and use_clipped_model_output off; got {eta} and "
+                f"{use_clipped_model_output}"
+            )
         if self._tableau is None:
             raise ValueError("call set_timesteps() before step()")
         if model_output.shape != sample.shape:

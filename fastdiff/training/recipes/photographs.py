@@ -49,19 +49,32 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(
-        size=32, sigma_max=50.0, unet=UNetConfig(widths=(32, 64, 80), blocks=1, heads=4), batch=48,
-        loop=LoopConfig(steps=4000, log_every=50, evaluate_every=250, save_every=250,
-                        keep_best="held_out"),
+        size=32,
+        sigma_max=50.0,
+        unet=UNetConfig(widths=(32, 64, 80), blocks=1, heads=4),
+        batch=48,
+        loop=LoopConfig(
+            steps=4000, log_every=50, evaluate_every=250, save_every=250, keep_best="held_out"
+        ),
         device="cpu",
     ),
     "gpu": Preset(
-        size=64, sigma_max=90.0, unet=UNetConfig(widths=(96, 192, 256), blocks=2, heads=4),
+        size=64,
+        sigma_max=90.0,
+        unet=UNetConfig(widths=(96, 192, 256), blocks=2, heads=4),
         batch=256,
-        loop=LoopConfig(steps=6000, ema_decay=0.9995, amp="bfloat16", log_every=100,
-                        evaluate_every=1000, save_every=1000, keep_best="held_out"),
+        loop=LoopConfig(
+            steps=6000,
+            ema_decay=0.9995,
+            amp="bfloat16",
+            log_every=100,
+            evaluate_every=1000,
+            save_every=1000,
+            keep_best="held_out",
+        ),
         device="cuda",
     ),
-}  # fmt: skip
+}
 SIGMA_MIN = 0.01
 
 
@@ -89,8 +102,9 @@ def crops(
     places = torch.rand(count, 2, generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
     found = []
-    for which, (down, across), mirror in zip(chosen.tolist(), places.tolist(), mirrored.tolist(),
-                                             strict=True):  # fmt: skip
+    for which, (down, across), mirror in zip(
+        chosen.tolist(), places.tolist(), mirrored.tolist(), strict=True
+    ):
         image = images[which]
         top = int(down * (image.shape[1] - size + 1))
         left = int(across * (image.shape[2] - size + 1))
