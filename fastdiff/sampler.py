@@ -29,8 +29,8 @@ class Progress:
     """What a callback is told after each stage.
 
     Attributes:
-        call: how many network calls are done, 1 .. calls.
-        calls: how many there will be.
+        call: how many network calls are done, 1 .. nfe.
+        nfe: how many there will be.
         time: the time the network was told at this call.
         state: [B, ...] what the network sees next (after the last call: the result); a view of the
             sampler's buffer, to look at: copy what is to be kept. Changes may not reach the
@@ -38,7 +38,7 @@ class Progress:
     """
 
     call: int
-    calls: int
+    nfe: int
     time: float
     state: Tensor
 
@@ -287,7 +287,7 @@ class Sampler:
             "schedule": tableau.schedule,
             "prediction": tableau.prediction,
             "steps": tableau.steps,
-            "calls": tableau.nfe,
+            "nfe": tableau.nfe,
             "launches": tableau.launches,
             "slots": tableau.slots,
             "passes": tableau.passes,
@@ -313,7 +313,7 @@ class Sampler:
     def __repr__(self) -> str:
         d = self.describe()
         return (
-            f"Sampler({d['solver']}, {d['steps']} steps, {d['calls']} calls, {d['launches']} "
+            f"Sampler({d['solver']}, {d['steps']} steps, {d['nfe']} calls, {d['launches']} "
             f"launches by {d['backend']} on {d['device']})"
         )
 
