@@ -11,6 +11,8 @@ import numpy
 import pytest
 import torch
 
+from tests.helpers.threads import threads
+
 if not torch.cuda.is_available():
     # Triton's interpreter stands in for a GPU; triton reads this when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -40,3 +42,10 @@ def _same_start():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small networks gain nothing from more threads, and bits depend on how many there are."""
+    with threads(1):
+        yield

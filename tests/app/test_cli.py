@@ -19,14 +19,8 @@ from typer.testing import CliRunner
 
 from fastdiff.app import cli, demo, doctor
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """8x8 images leave nothing to share, and a busy machine disturbs one thread least."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# 8x8 images leave nothing to share, and a busy machine disturbs one thread least.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*arguments: str):

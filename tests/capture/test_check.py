@@ -13,6 +13,7 @@ import fastdiff
 from fastdiff.capture import check as kinds
 from fastdiff.capture.check import DeviceTensor, check_capturable
 from fastdiff.models import load_digits
+from tests.helpers.networks import STRUCTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -356,8 +357,8 @@ def test_the_other_ways_to_call_are_clean(mode):
     assert check_capturable(sampler, x, modules=[network], **given) == []
 
 
-@pytest.mark.parametrize("solver", fastdiff.solver_names())
-def test_every_solver_is_clean(solver):
+@pytest.mark.parametrize("solver", STRUCTURES)
+def test_every_structure_is_clean(solver):
     network = Nested(nn.Conv2d(8, 8, 1)).eval().requires_grad_(False)
     denoiser = fastdiff.wrap(lambda x, t: network(x), prediction="epsilon")
     schedule = fastdiff.NoiseSchedule.linear_beta()

@@ -7,12 +7,12 @@ from torch import nn
 import fastdiff
 from fastdiff.capture import CudaRecording, Loop, cache_of
 from fastdiff.models import load_digits
+from tests.helpers.schedules import LINEAR
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
 # What is not done by the fused launch even so, counted where a loop is recorded.
 ROUTED = {"predictor_corrector": {"length of a Langevin step found by PyTorch"}}
 
@@ -30,7 +30,7 @@ def digits():
 def pair(network, **options):
     options = {"steps": 5} | options
     return tuple(
-        fastdiff.Sampler(network, SCHEDULE, capture=capture, **options)
+        fastdiff.Sampler(network, LINEAR, capture=capture, **options)
         for capture in ("always", "never")
     )
 
@@ -56,7 +56,7 @@ def test_captured_is_eager_to_the_bit(solver):
 
 def test_another_schedule_and_guidance_are_copies():
     network = digits()
-    for number, schedule in enumerate((SCHEDULE, fastdiff.NoiseSchedule.cosine())):
+    for number, schedule in enumerate((LINEAR, fastdiff.NoiseSchedule.cosine())):
         replayed, eager = (
             fastdiff.Sampler(network, schedule, steps=5, capture=capture)
             for capture in ("always", "never")
@@ -187,7 +187,7 @@ def test_a_compiled_network_is_captured_as_it_runs():
 
 def test_auto_measures_once_and_says_so():
     network = digits()
-    sampler = fastdiff.Sampler(network, SCHEDULE, steps=5)
+    sampler = fastdiff.Sampler(network, LINEAR, steps=5)
     first = call(sampler)
     assert sampler.describe()["loop"] == "captured" and torch.equal(first, call(sampler))
     (kept,) = cache_of(network).loops.values()

@@ -13,6 +13,7 @@ from fastdiff.denoisers.network import unpacked
 from fastdiff.integrations.diffusers.networks import DiffusersUNet, FlowTransformer
 from fastdiff.integrations.edm import EDMNetwork
 from fastdiff.integrations.k_diffusion.networks import KDiffusionDenoiser
+from tests.helpers.tensors import normal
 
 SMALL = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1,
          "norm_num_groups": 8}  # fmt: skip
@@ -39,10 +40,6 @@ def unet(**options):
 
 def text_unet(**options):
     return made(lambda: diffusers.UNet2DConditionModel(**(SMALL | TEXT | options)))
-
-
-def normal(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # == diffusers' UNets ==============================================================================

@@ -6,28 +6,19 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.capture import Loop, cache_of
-from tests.integrations.test_diffusers_pipelines import (  # noqa: F401
-    BETAS,
-    SD,
-    _quiet_and_one_thread,
-    close,
-    prompts,
-    sampled,
-    stable_diffusion,
-    unconditional,
-)
+from fastdiff.capture import cache_of
+from tests.helpers.pipelines import SD, close, loops, prompts, sampled, unconditional
+from tests.helpers.schedules import BETAS
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread", "quiet"),
+]
 
 
 @pytest.fixture(autouse=True)
-def _no_loops(stable_diffusion):  # noqa: F811
+def _no_loops(stable_diffusion):
     cache_of(stable_diffusion(diffusers.DDIMScheduler()).unet).loops.clear()  # it is shared
-
-
-def loops(pipe):
-    return [v for v in cache_of(pipe.unet).loops.values() if isinstance(v, Loop)]
 
 
 def entered(pipe):
@@ -65,7 +56,7 @@ def test_unconditional_loops_replay(kind, scheduler, solver):
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler",
                                   "EulerDiscreteScheduler"])  # fmt: skip
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_text_to_image_replays(stable_diffusion, name, guidance):  # noqa: F811
+def test_text_to_image_replays(stable_diffusion, name, guidance):
     pipe = stable_diffusion(getattr(diffusers, name)(**BETAS, **SD[name]))
 
     def call(seed, embeds):
@@ -86,7 +77,7 @@ def test_text_to_image_replays(stable_diffusion, name, guidance):  # noqa: F811
 
 
 @pytest.mark.parametrize("solver", [None, "dpmpp_2m"])
-def test_image_to_image_replays(stable_diffusion, solver):  # noqa: F811
+def test_image_to_image_replays(stable_diffusion, solver):
     scheduler = diffusers.DDIMScheduler(**BETAS, **SD["DDIMScheduler"])
     pipe = stable_diffusion(scheduler, "StableDiffusionImg2ImgPipeline")
 
@@ -110,7 +101,7 @@ def test_image_to_image_replays(stable_diffusion, solver):  # noqa: F811
         assert float((a - b).abs().max() / b.abs().max()) <= 1e-4
 
 
-def test_what_needs_the_middle_enters_the_stock_loop(stable_diffusion):  # noqa: F811
+def test_what_needs_the_middle_enters_the_stock_loop(stable_diffusion):
     pipe = stable_diffusion(diffusers.DDIMScheduler(**BETAS, **SD["DDIMScheduler"]))
     fastdiff.accelerate(pipe, capture="always")
     calls, seen = entered(pipe), []

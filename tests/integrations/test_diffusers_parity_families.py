@@ -12,19 +12,8 @@ import pytest
 import torch
 
 from fastdiff import NoiseSchedule, Sampler
-from tests.integrations.test_diffusers_parity import (
-    KINDS,
-    LINEAR,
-    NOISES,
-    SD,
-    Case,
-    X,
-    agree,
-    in_float64,
-    network,
-    ours,
-    run,
-)
+from tests.helpers.parity import KINDS, NOISES, Case, X, agree, in_float64, network, ours, run
+from tests.helpers.schedules import BETAS
 
 SCALED = NoiseSchedule.scaled_linear_beta()
 MULTISTEP = diffusers.DPMSolverMultistepScheduler
@@ -56,14 +45,14 @@ def given_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_dpmpp_3m(kind: str, steps: int) -> None:
-    case = Case(MULTISTEP, {**SD, "solver_order": 3, "prediction_type": kind}, steps)
+    case = Case(MULTISTEP, {**BETAS, "solver_order": 3, "prediction_type": kind}, steps)
     agree(case, lambda times: ours("dpmpp_3m", SCALED, [*times, -1], prediction=kind))
 
 
 @pytest.mark.parametrize("steps", [8, 20])
 def test_dpmpp_3m_without_a_lower_order_at_the_end(steps: int) -> None:
     """What diffusers does from 15 steps on, whatever it is told."""
-    config = {**SD, "solver_order": 3, "lower_order_final": steps >= 15}
+    config = {**BETAS, "solver_order": 3, "lower_order_final": steps >= 15}
     case = Case(MULTISTEP, config, steps)
     agree(case, lambda t: ours("dpmpp_3m", SCALED, [*t, -1], lower_order_final=False))
 
@@ -71,7 +60,7 @@ def test_dpmpp_3m_without_a_lower_order_at_the_end(steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", KINDS)
 def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
-    config = {**SD, "algorithm_type": "sde-dpmsolver++", "prediction_type": kind}
+    config = {**BETAS, "algorithm_type": "sde-dpmsolver++", "prediction_type": kind}
     case = Case(MULTISTEP, config, steps, noises=NOISES)
     agree(
         case,
@@ -85,7 +74,7 @@ def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
 def test_unipc(order: int, variant: str, steps: int) -> None:
     """Both ends for bh2; bh1's B(h) = h has no limit at a clean end, where diffusers gives NaN."""
     for end, last in (("zero", -1), ("sigma_min", 0))[variant == "bh1" :]:
-        config = {**SD, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
+        config = {**BETAS, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
         case = Case(diffusers.UniPCMultistepScheduler, config, steps)
         options = {"order": order, "variant": variant}
         agree(case, lambda t, last=last, o=options: ours("unipc", SCALED, [*t, last], **o))
@@ -95,7 +84,7 @@ def test_unipc(order: int, variant: str, steps: int) -> None:
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(order: int, steps: int) -> None:
     """Its basis is log rho. It ends at alpha-bar[0]."""
-    config = {**SD, "solver_order": order, "lower_order_final": False}
+    config = {**BETAS, "solver_order": order, "lower_order_final": False}
     case = Case(diffusers.DEISMultistepScheduler, config, steps)
     agree(case, lambda t: ours("deis", SCALED, [*t, 0], order=order, kind="logrhoab"))
 
@@ -106,7 +95,7 @@ def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
     """diffusers' state is x / alpha = x sqrt(1 + sigma^2)."""
     case = NoisyCase(
         diffusers.EulerAncestralDiscreteScheduler,
-        {**SD, "prediction_type": kind, "timestep_spacing": "trailing"},
+        {**BETAS, "prediction_type": kind, "timestep_spacing": "trailing"},
         steps,
         start=lambda sigma: (1 + sigma**2) ** 0.5,
     )
@@ -126,7 +115,6 @@ def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
         given_noise(case),
         lambda t: ours(
             "ddpm",
-            LINEAR,
             [*t, -1],
             prediction=kind,
             clip=1.0 if clip else None,
@@ -141,7 +129,7 @@ def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
 def test_our_exact_third_order_is_not_diffusers_dpmpp_3m() -> None:
     """Its second difference is half of what third order takes; docs/orders.md shows both."""
     with in_float64(MULTISTEP):
-        theirs, times = run(MULTISTEP(**SD, solver_order=3), 12)
+        theirs, times = run(MULTISTEP(**BETAS, solver_order=3), 12)
     exact = ours("dpmpp_3m_exact", SCALED, [*times, -1])
     assert (exact - theirs).abs().max() > 1e-4
 
@@ -150,7 +138,7 @@ def test_diffusers_deis_falls_to_first_order_at_the_end_of_short_runs_and_ours_d
     """Below 15 steps, unless told otherwise; it gets no lower order to fall to at order 1."""
     kind = diffusers.DEISMultistepScheduler
     with in_float64(kind):
-        theirs, times = run(kind(**SD, solver_order=3), 10)
+        theirs, times = run(kind(**BETAS, solver_order=3), 10)
     mine = ours("deis", SCALED, [*times, 0], order=3, kind="logrhoab")
     assert (mine - theirs).abs().max() > 1e-5
 
@@ -158,14 +146,14 @@ def test_diffusers_deis_falls_to_first_order_at_the_end_of_short_runs_and_ours_d
 def test_diffusers_unipc_bh1_fails_at_the_clean_end_and_ours_does_not() -> None:
     """The step to sigma = 0 is of first order, where B(h) does not matter."""
     kind = diffusers.UniPCMultistepScheduler
-    theirs, times = run(kind(**SD, solver_type="bh1"), 10)
+    theirs, times = run(kind(**BETAS, solver_type="bh1"), 10)
     assert theirs.isnan().all()
     assert ours("unipc", SCALED, [*times, -1], variant="bh1").isfinite().all()
 
 
 def test_diffusers_deis_ends_at_residual_noise_and_ours_ends_clean() -> None:
     kind = diffusers.DEISMultistepScheduler
-    scheduler = kind(**SD)
+    scheduler = kind(**BETAS)
     scheduler.set_timesteps(10)
     left = float(scheduler.sigmas[-1])
     assert left == pytest.approx(SCALED.sigma(0) / SCALED.alpha(0), rel=1e-4)

@@ -24,10 +24,10 @@ from fastdiff.ops.haar import (
 )
 from fastdiff.ops.haar.pyramid import views
 from fastdiff.ops.haar.register import plain_loss_gradient, plain_split
+from tests.helpers.tensors import FLOATS, normal, wide
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in the order of Type
 SPLIT, MERGE, STEP, EXPAND, LOSS = range(5)
 
 
@@ -220,15 +220,6 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def cuda(library) -> Launches:
     return Launches(library)
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # == The operations ================================================================================

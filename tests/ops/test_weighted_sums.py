@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from fastdiff import _ext
 from fastdiff.ops import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
+from tests.helpers.tensors import FLOATS, bits
 from tests.helpers.threads import threads
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAN = math.nan
 
 
@@ -68,12 +68,6 @@ def problem(
     clamp = torch.randn(2 + count, dtype=precision)
     clamp[0], clamp[1] = -0.5, 0.7
     return tensors, weights, list(dtypes), clamp if clamped else None
-
-
-def bits(tensor):
-    """Bit patterns, with every NaN alike."""
-    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
-    return torch.where(tensor.isnan(), 0x7FFF, tensor.contiguous().view(integers))
 
 
 def assert_equals_reference(arguments):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fastdiff import NoiseSchedule
 from fastdiff.schedule import SPACINGS
+from tests.helpers.asserts import refused
 
 T = 1000
 MAKERS = {
@@ -418,10 +419,6 @@ def test_given_times_are_taken_as_they_are() -> None:
 
 
 # == Refusals ======================================================================================
-
-
-def refused(message: str, error: type[Exception] = ValueError) -> pytest.RaisesExc:
-    return pytest.raises(error, match=message)
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True, None, "10"])
