@@ -209,7 +209,7 @@ def test_both_is_merged_and_learned_variance_dropped() -> None:
         assert torch.equal(Sampler(variance, LINEAR, **run)(y), expected)
 
 
-def test_per_sample_eta() -> None:
+def test_each_sample_may_have_its_own_eta() -> None:
     """Each sample runs as if the whole batch had its eta."""
     eta = np.array([0.0, 0.4, 1.0])
     x, z = normal(3, 2, 4), normal(5, 3, 2, 4)
@@ -267,7 +267,7 @@ def test_an_image_is_given_exactly_where_it_is_asked_for() -> None:
 # == Callback and progress =========================================================================
 
 
-def test_callback() -> None:
+def test_a_callback_sees_every_call() -> None:
     sampler = Sampler(affine, LINEAR, solver="heun", steps=4)
     seen: list[fastdiff.Progress] = []
     states = []
@@ -297,7 +297,7 @@ def test_callback() -> None:
     assert torch.equal(spy(normal(2, 3)), result)  # and the sampler is as good as new
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_shows_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     Sampler(affine, LINEAR, steps=6, progress=True)(normal(1, 2))
     assert "ipndm" in (shown := capsys.readouterr().err) and "6/6" in shown
     Sampler(affine, LINEAR, steps=6)(normal(1, 2))
@@ -307,7 +307,7 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
 # == What it says about itself =====================================================================
 
 
-def test_describe() -> None:
+def test_describe_counts_calls_launches_and_bytes() -> None:
     sampler = Sampler(affine, LINEAR, solver="ipndm", steps=10, prediction="v_prediction")
     described = sampler.describe((4, 3, 8, 8))
     tableau = sampler.tableau

@@ -40,7 +40,7 @@ def test_a_nan_is_not_clipped_away() -> None:
     assert result[0, 0].isnan() and result.isnan().sum() == 1
 
 
-def test_bad_construction() -> None:
+def test_bad_construction_is_named() -> None:
     with refused("denoiser must be callable; got int", TypeError):
         Sampler(3, LINEAR, steps=5)
     with refused("dtype must be torch.float32 or torch.float64; got torch.float16"):
@@ -63,7 +63,7 @@ def test_bad_construction() -> None:
         Sampler(affine, LINEAR, steps=5, eta=1.0)
 
 
-def test_bad_noise_and_seeds() -> None:
+def test_bad_noise_and_seeds_are_named() -> None:
     sampler = Sampler(affine, LINEAR, solver="ddim", steps=3, eta=1.0)
     x = normal(2, 3)
     with refused("noise must be given, or seeds and shape"):
@@ -92,7 +92,7 @@ def test_bad_noise_and_seeds() -> None:
         each(x)
 
 
-def test_bad_guidance() -> None:
+def test_bad_guidance_is_named() -> None:
     sampler = Sampler(conditional, LINEAR, steps=3)
     x, given_ = normal(2, 3), {"shift": torch.zeros(2), "label": torch.zeros(2)}
     with refused("uncond must come with guidance_scale"):
@@ -116,7 +116,7 @@ def test_bad_guidance() -> None:
         (lambda x: x.to(torch.complex64), "denoiser must return .*float", TypeError),
     ],
 )
-def test_bad_network_outputs(returned: Any, message: str, error: type[Exception]) -> None:
+def test_bad_network_outputs_are_named(returned: Any, message: str, error: type[Exception]) -> None:
     with refused(message, error):
         Sampler(lambda x, t: returned(x), LINEAR, steps=2)(normal(2, 3, 4))
     if error is ValueError and "meta" not in message:

@@ -31,7 +31,7 @@ def test_samples_of_any_rank(solver: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("solver", ["ddim", "f_pndm", "unipc"])
-def test_channels_last(solver: str) -> None:
+def test_channels_last_is_kept_to_the_result(solver: str) -> None:
     """The layout is kept through the network and to the result; the numbers do not change."""
     for x, layout in (
         (normal(2, 3, 4, 5), torch.channels_last),
@@ -66,7 +66,7 @@ def test_noise_and_outputs_of_any_strides() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_networks(dtype: torch.dtype) -> None:
+def test_half_precision_networks_see_the_state_cast(dtype: torch.dtype) -> None:
     """The state stays float32; what the network sees is the state, cast."""
 
     class Half(nn.Module):
@@ -114,7 +114,7 @@ def test_float64_runs_are_float64_throughout() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (0,)])
 @pytest.mark.parametrize("settings_", [{}, {"guidance_scale": 2.0}])
-def test_empty_batches(shape: tuple[int, ...], settings_: dict[str, Any]) -> None:
+def test_empty_batches_come_back_empty(shape: tuple[int, ...], settings_: dict[str, Any]) -> None:
     sampler = Sampler(affine, LINEAR, solver="ddim", steps=3, eta=1.0)
     assert sampler(torch.empty(shape), **settings_).shape == shape
     assert sampler(seeds=[], shape=shape[1:]).shape == (0, *shape[1:])

@@ -190,9 +190,10 @@ def test_an_offender_is_found_at_its_line(offender):
 
 
 @pytest.mark.parametrize(
-    "offender", [Counting, Table, Cached, Dropped, Stepping, item, masked, uploaded],
+    "offender",
+    [Counting, Table, Cached, Dropped, Stepping, item, masked, uploaded],
     ids=lambda o: o.__name__,
-)  # fmt: skip
+)
 def test_an_offender_deep_inside_a_network_is_found(offender):
     class Inner(nn.Module):
         def forward(self, x):

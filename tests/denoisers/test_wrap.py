@@ -324,9 +324,9 @@ def test_a_k_diffusion_denoiser_without_levels_needs_a_schedule():
 
 
 @pytest.mark.parametrize(
-    "pack", [lambda y: y, lambda y: (y, 1), lambda y: {"sample": y},
-             lambda y: SimpleNamespace(sample=y)]
-)  # fmt: skip
+    "pack",
+    [lambda y: y, lambda y: (y, 1), lambda y: {"sample": y}, lambda y: SimpleNamespace(sample=y)],
+)
 def test_outputs_are_unpacked(pack):
     denoiser = fastdiff.wrap(lambda x, t: pack(x + t), prediction="sample")
     assert torch.equal(denoiser(torch.zeros(1), torch.ones(1)), torch.ones(1))

@@ -42,7 +42,7 @@ def quantile(row: np.ndarray, q: float) -> float:
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("scale", [torch.tensor([3.0]), torch.tensor([1.0, 4.0, 7.5])])
-def test_rescaled_guidance(scale: torch.Tensor, rescale: float) -> None:
+def test_rescaled_guidance_is_its_formula(scale: torch.Tensor, rescale: float) -> None:
     """Lin et al. 2023, eq. 15-16, image by image in numpy."""
     scale = scale.double()
     uncond, cond = RNG.standard_normal((2, B, C, 4, 5))
@@ -59,7 +59,7 @@ def test_rescaled_guidance(scale: torch.Tensor, rescale: float) -> None:
 
 @pytest.mark.parametrize("bound", [1.0, 0.5])
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.995, 1.0])
-def test_thresholded(q: float, bound: float) -> None:
+def test_a_threshold_is_its_formula(q: float, bound: float) -> None:
     """Saharia et al. 2022: images beyond the bound are squeezed into it, the others untouched."""
     p, k = -0.75, 1.25
     x = torch.from_numpy(RNG.standard_normal((B, C, 4, 5))) * torch.tensor([0.1, 1, 4]).view(
@@ -88,7 +88,7 @@ def test_a_threshold_of_many_large_images() -> None:
     assert float(found[1].flatten()[2_250_000]) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_keep_known() -> None:
+def test_keep_known_is_its_formula() -> None:
     mask = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64).view(-1, 1, 1, 1)
     alpha, sigma = (torch.tensor([v], dtype=torch.float64) for v in (0.8, 0.6))
     state = OTHER.clone()
@@ -270,7 +270,7 @@ def test_image_to_image_starts_at_the_noised_image(solver: str, afs: bool) -> No
 # == What is refused ===============================================================================
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_named() -> None:
     sampler = Sampler(conditional, LINEAR, solver="ddim", steps=3, dtype=torch.float64)
     c = torch.zeros(B)
     for rescale in (-0.1, 1.1, float("nan")):

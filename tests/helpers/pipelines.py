@@ -62,7 +62,7 @@ def tiny_stable_diffusion():
             pad_token_id=1,
             bos_token_id=0,
             eos_token_id=2,
-        )  # fmt: skip
+        )
     )
     parts = {
         "unet": network.eval(), "vae": vae.eval(), "text_encoder": text.eval(), "tokenizer": None,

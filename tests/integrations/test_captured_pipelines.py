@@ -53,8 +53,9 @@ def test_unconditional_loops_replay(kind, scheduler, solver):
     assert len(loops(pipe)) == 2
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler",
-                                  "EulerDiscreteScheduler"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_text_to_image_replays(stable_diffusion, name, guidance):
     pipe = stable_diffusion(getattr(diffusers, name)(**BETAS, **SD[name]))
@@ -143,7 +144,7 @@ def test_noisy_steps_enter_the_stock_loop():
     assert loops(pipe) == []
 
 
-def test_all_ways_out():
+def test_every_way_out_gives_the_same_images():
     pipe = fastdiff.accelerate(unconditional("DDIM", diffusers.DDIMScheduler()), capture="always")
     tuple_ = sampled(pipe)
     generator = torch.Generator().manual_seed(3)
@@ -158,8 +159,9 @@ def test_all_ways_out():
 
 def test_tensors_and_stock_schedulers():
     pipe = unconditional("DDIM", diffusers.DDIMScheduler())
-    call = lambda: pipe(2, torch.Generator().manual_seed(3), num_inference_steps=4,
-                        output_type="pt").images  # fmt: skip
+    call = lambda: (
+        pipe(2, torch.Generator().manual_seed(3), num_inference_steps=4, output_type="pt").images
+    )
     wanted = call()
     fastdiff.accelerate(pipe, capture="always")
     found = call()

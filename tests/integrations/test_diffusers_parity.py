@@ -45,7 +45,7 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddim(kind: str, eta: float, clip: bool, steps: int) -> None:
+def test_ddim_agrees(kind: str, eta: float, clip: bool, steps: int) -> None:
     case = Case(
         diffusers.DDIMScheduler,
         {"clip_sample": clip, "prediction_type": kind},
@@ -93,7 +93,7 @@ def test_ddim_as_stable_diffusion_has_it() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_2m(kind: str, steps: int) -> None:
+def test_dpmpp_2m_agrees(kind: str, steps: int) -> None:
     case = Case(diffusers.DPMSolverMultistepScheduler, {**BETAS, "prediction_type": kind}, steps)
     schedule = NoiseSchedule.scaled_linear_beta()
     agree(case, lambda times: ours("dpmpp_2m", schedule, [*times, -1], prediction=kind))
@@ -101,7 +101,7 @@ def test_dpmpp_2m(kind: str, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_unipc(kind: str, steps: int) -> None:
+def test_unipc_agrees(kind: str, steps: int) -> None:
     case = Case(diffusers.UniPCMultistepScheduler, {**BETAS, "prediction_type": kind}, steps)
     schedule = NoiseSchedule.scaled_linear_beta()
     agree(case, lambda times: ours("unipc", schedule, [*times, -1], prediction=kind))
@@ -109,7 +109,7 @@ def test_unipc(kind: str, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_euler(kind: str, steps: int) -> None:
+def test_euler_agrees(kind: str, steps: int) -> None:
     """diffusers' state is x / alpha = x sqrt(1 + sigma^2)."""
     case = Case(
         diffusers.EulerDiscreteScheduler,
@@ -123,7 +123,7 @@ def test_euler(kind: str, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_heun(kind: str, steps: int) -> None:
+def test_heun_agrees(kind: str, steps: int) -> None:
     case = Case(
         diffusers.HeunDiscreteScheduler,
         {**BETAS, "prediction_type": kind, "timestep_spacing": "trailing"},

@@ -13,7 +13,7 @@ import torch
 
 from fastdiff import NoiseSchedule, Sampler
 from tests.helpers.parity import KINDS, NOISES, Case, X, agree, in_float64, network, ours, run
-from tests.helpers.schedules import BETAS
+from tests.helpers.schedules import BETAS, LINEAR
 
 SCALED = NoiseSchedule.scaled_linear_beta()
 MULTISTEP = diffusers.DPMSolverMultistepScheduler
@@ -44,7 +44,7 @@ def given_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 12])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_3m(kind: str, steps: int) -> None:
+def test_dpmpp_3m_agrees(kind: str, steps: int) -> None:
     case = Case(MULTISTEP, {**BETAS, "solver_order": 3, "prediction_type": kind}, steps)
     agree(case, lambda times: ours("dpmpp_3m", SCALED, [*times, -1], prediction=kind))
 
@@ -59,7 +59,7 @@ def test_dpmpp_3m_without_a_lower_order_at_the_end(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
+def test_dpmpp_2m_sde_agrees(kind: str, steps: int) -> None:
     config = {**BETAS, "algorithm_type": "sde-dpmsolver++", "prediction_type": kind}
     case = Case(MULTISTEP, config, steps, noises=NOISES)
     agree(
@@ -71,7 +71,7 @@ def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order: int, variant: str, steps: int) -> None:
+def test_unipc_of_every_order_and_variant_agrees(order: int, variant: str, steps: int) -> None:
     """Both ends for bh2; bh1's B(h) = h has no limit at a clean end, where diffusers gives NaN."""
     for end, last in (("zero", -1), ("sigma_min", 0))[variant == "bh1" :]:
         config = {**BETAS, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
@@ -82,7 +82,7 @@ def test_unipc(order: int, variant: str, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(order: int, steps: int) -> None:
+def test_deis_agrees(order: int, steps: int) -> None:
     """Its basis is log rho. It ends at alpha-bar[0]."""
     config = {**BETAS, "solver_order": order, "lower_order_final": False}
     case = Case(diffusers.DEISMultistepScheduler, config, steps)
@@ -91,7 +91,7 @@ def test_deis(order: int, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
+def test_euler_ancestral_agrees(kind: str, steps: int, given_noise: Any) -> None:
     """diffusers' state is x / alpha = x sqrt(1 + sigma^2)."""
     case = NoisyCase(
         diffusers.EulerAncestralDiscreteScheduler,
@@ -108,13 +108,14 @@ def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
+def test_ddpm_agrees(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
     """Its posterior mean follows from the clipped x0, as ours does."""
     case = NoisyCase(diffusers.DDPMScheduler, {"clip_sample": clip, "prediction_type": kind}, steps)
     agree(
         given_noise(case),
         lambda t: ours(
             "ddpm",
+            LINEAR,
             [*t, -1],
             prediction=kind,
             clip=1.0 if clip else None,
@@ -195,7 +196,7 @@ def algorithm_2(
 
 @pytest.mark.parametrize("churn", [0.0, 4.0, 40.0])
 @pytest.mark.parametrize("solver", ["euler_churn", "heun_churn"])
-def test_churn(solver: str, churn: float) -> None:
+def test_churn_is_algorithm_2(solver: str, churn: float) -> None:
     schedule = NoiseSchedule.edm()
     times = [float(t) for t in schedule.times(18)]
     options = {"churn": churn, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
@@ -217,7 +218,7 @@ def test_churn_never_goes_past_what_the_network_was_trained_on() -> None:
 
 
 @pytest.mark.parametrize("steps", [5, 10])
-def test_k_diffusion(steps: int) -> None:
+def test_the_package_agrees_on_a_ve_denoiser(steps: int) -> None:
     """Its functions on a VE denoiser, where the package is installed."""
     sampling = pytest.importorskip("k_diffusion.sampling")
     schedule = NoiseSchedule.edm()

@@ -105,7 +105,7 @@ def test_the_native_sampler_is_the_stock_loop(pipe):
         (lambda p: fastdiff.accelerate(p, preconditioner="mask"), TypeError, "Preconditioner"),
     ],
 )  # fmt: skip
-def test_bad_input(pipe, call, error, says):
+def test_bad_input_is_named(pipe, call, error, says):
     with pytest.raises(error, match=says):
         call(pipe)
     assert type(pipe.scheduler) is diffusers.ScoreSdeVeScheduler

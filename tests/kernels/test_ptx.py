@@ -245,8 +245,9 @@ def numbers(shape, kind, seed):
     return values.float(), values.view(torch.int16).numpy()
 
 
-@pytest.mark.parametrize("kind, k", [("tf32", 4), ("tf32", 8), ("bf16", 8), ("bf16", 16),
-                                     ("f16", 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, k", [("tf32", 4), ("tf32", 8), ("bf16", 8), ("bf16", 16), ("f16", 16)]
+)
 def test_a_warps_product(kind, k):
     """mma.sync by the layouts of the PTX manual, each lane's registers read one by one."""
     a, a_bits = numbers((16, k), kind, 1)

@@ -74,7 +74,7 @@ def test_a_pyramid_knows_its_size():
     assert haar_merge((pyramid.details, pyramid.coarse)).shape == (1, 2, 14, 22)
 
 
-def test_the_block_formulas():
+def test_a_block_is_its_formulas():
     a, b, c, d = 1.0, 2.0, 4.0, 8.0
     pyramid = haar_split(torch.tensor([[a, b], [c, d]]).view(1, 1, 2, 2), 1)
     assert pyramid.coarse.item() == (a + b + c + d) / 2
@@ -114,7 +114,7 @@ def test_dyadic_integers_come_back_to_the_bit(dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [(64, 64), (37, 51), (1, 1)])
-def test_orthonormal(dtype, size):
+def test_norms_and_inner_products_are_kept(dtype, size):
     """Norms and inner products are kept, also through odd sides (zeros add nothing)."""
     x, y = (normal(2, 3, *size, seed=s).to(dtype) for s in (0, 1))
     levels = most(x.shape)
@@ -148,7 +148,7 @@ def test_nan_stays_in_its_block():
 
 
 @pytest.mark.parametrize("size", [(32, 48), (13, 22)])
-def test_pywavelets(size):
+def test_bands_are_those_of_pywavelets(size):
     x = normal(2, 3, *size, dtype=torch.float64)
     pyramid = haar_split(x, 3)
     theirs = pywt.wavedec2(x.numpy(), "haar", mode="zero", level=3)
@@ -162,7 +162,7 @@ def test_pywavelets(size):
     torch.testing.assert_close(back, x, rtol=0, atol=1e-13)
 
 
-def test_ptwt():
+def test_bands_are_those_of_ptwt():
     x = normal(2, 3, 32, 48, dtype=torch.float64)
     theirs = ptwt.wavedec2(x, "haar", level=3)
     ours = haar_orders.to_pywt(haar_split(x, 3))
@@ -172,7 +172,7 @@ def test_ptwt():
 
 
 @pytest.mark.parametrize("size", [(32, 48), (13, 22)])
-def test_pytorch_wavelets(size):
+def test_bands_are_those_of_pytorch_wavelets(size):
     pytorch_wavelets = load_pytorch_wavelets()
     x = normal(2, 3, *size)
     yl, yh = pytorch_wavelets.DWTForward(J=3, wave="haar", mode="zero")(x)
@@ -184,7 +184,7 @@ def test_pytorch_wavelets(size):
     torch.testing.assert_close(back, x, rtol=0, atol=4e-6)
 
 
-def test_msdiff_order():
+def test_msdiff_orders_bands_by_channels():
     """Twelve channels of one level: low, V, H, D with the colours inside, from the formulas."""
     x = normal(2, 3, 8, 8)
     *details, coarse = haar_orders.to_msdiff(haar_split(x, 2))

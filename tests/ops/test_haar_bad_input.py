@@ -50,6 +50,6 @@ ONES2, ONES3 = torch.ones(1, 2, 2), torch.ones(1, 2, 3)
          "not differentiable in its coefficients"),
     ],
 )  # fmt: skip
-def test_bad_input(call, error, says):
+def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()

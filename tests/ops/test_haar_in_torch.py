@@ -19,7 +19,7 @@ from tests.helpers.tensors import normal
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
-def test_gradcheck(size):
+def test_gradients_pass_gradcheck(size):
     x = normal(2, 2, *size, dtype=torch.float64).requires_grad_()
     split = lambda x: tuple(bands(haar_split(x, 2)))
     assert torch.autograd.gradcheck(split, (x,))
@@ -34,7 +34,7 @@ def test_gradcheck(size):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_opcheck(last):
+def test_the_ops_pass_opcheck(last):
     ops = torch.ops.fastdiff
     x = normal(2, 3, 9, 12)
     if last:
@@ -141,7 +141,7 @@ def test_more_elements_than_32_bits_count():
     assert haar_merge(pyramid[:2]).shape == (3, 3, 20000, 20002)
 
 
-def test_empty_batches():
+def test_empty_batches_come_back_empty():
     for shape in ((0, 3, 8, 8), (2, 0, 8, 8)):
         pyramid = haar_split(torch.empty(shape), 2)
         assert haar_merge(pyramid).shape == shape and pyramid.flat.numel() == 0

@@ -50,7 +50,7 @@ def test_the_steps_noise_is_normal_and_each_images_own():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [(32, 48), (31, 48), (7, 9), (1, 1)])
-def test_expansion(dtype, size):
+def test_the_expansion_is_its_definition(dtype, size):
     half = [(s + 1) // 2 for s in size]
     coarse, seeds = normal(2, 3, *half).to(dtype), torch.tensor([1, 2])
     for per_sample in (False, True):

@@ -61,7 +61,9 @@ def test_kernel_equals_reference(reads, writes):
     per_sample=st.booleans(),
     long=st.sampled_from([1, 1, 1, 257, 1024, 1025]),
 )
-def test_any_shape(shape, layout, noise, output_dtype, input_dtype, guided, per_sample, long):
+def test_any_shape_equals_the_reference(
+    shape, layout, noise, output_dtype, input_dtype, guided, per_sample, long
+):
     if len(shape) in (2, 3):
         shape[-1] *= long
     arguments = problem(
@@ -82,7 +84,7 @@ def test_any_shape(shape, layout, noise, output_dtype, input_dtype, guided, per_
     ("shape", "noise"),
     [((2, 3, 256, 512), None), ((3, 3, 511, 257), None), ((3, 3, 101, 67), "seeds")],
 )
-def test_large_launches(shape, noise, count):
+def test_large_launches_equal_the_reference(shape, noise, count):
     """Enough work for several threads, and for stores past the caches, aligned and not."""
     arguments = problem(shape, reads=4, writes=2, noise=noise)
     with threads(count):
@@ -152,7 +154,7 @@ def oracle(arguments):
 @pytest.mark.parametrize("noise", [None, "seeds", "given"])
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 2e-6)])
-def test_float64_oracle(dtype, tolerance, guided, noise):
+def test_a_step_is_near_its_formulas_in_float64(dtype, tolerance, guided, noise):
     for reads, per_sample in itertools.product((1, 4, 16), (False, True)):
         arguments = problem(
             reads=reads,
@@ -234,7 +236,7 @@ def test_every_cpu_target_and_the_reference_agree(same_everywhere):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("noise", [None, "seeds", "given"])
-def test_opcheck(layout, noise):
+def test_the_op_passes_opcheck(layout, noise):
     arguments = problem(layout=layout, noise=noise, guided=noise == "seeds", doubled=True)
     torch.library.opcheck(multistep_step_unchecked, tuple(arguments.values()))
 

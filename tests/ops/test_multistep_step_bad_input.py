@@ -59,7 +59,7 @@ from tests.helpers.multistep import problem
         ),
     ],
 )
-def test_bad_arguments(change, error, match):
+def test_bad_arguments_are_named(change, error, match):
     arguments = problem() | change
     with pytest.raises(error, match=match):
         multistep_step(**arguments)
@@ -74,6 +74,6 @@ def test_unknown_slots_are_refused_on_the_cpu(slot):
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5])
-def test_allocate_slots_errors(count):
+def test_allocate_slots_refuses_a_bad_count(count):
     with pytest.raises(ValueError, match="count must be a positive integer"):
         allocate_slots(count, torch.zeros(1, 2))

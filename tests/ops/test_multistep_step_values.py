@@ -92,7 +92,7 @@ def test_clamp_keeps_nan():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_half_conversions(dtype):
+def test_half_conversions_round_as_torch_rounds(dtype):
     """Every float16 and bfloat16 value in; ties, subnormals, overflow and NaN out."""
     halves = torch.arange(2**16, dtype=torch.int32).short()
     row = torch.tensor([columns(NO_X0, [Weights(sample=0, output=1, noise=0, slots=[0.0])])])

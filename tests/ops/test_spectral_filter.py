@@ -197,7 +197,7 @@ X, ONES = torch.zeros(2, 3, 8, 8), torch.ones(1, 8, 8)
         (X, [1.0], TypeError, "response must be a tensor, got list"),
     ],
 )
-def test_bad_input(x, response, error, says):
+def test_bad_input_is_named(x, response, error, says):
     with pytest.raises(error, match=says):
         spectral_filter(x, response)
 

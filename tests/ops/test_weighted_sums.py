@@ -105,7 +105,7 @@ def test_kernel_equals_reference(shape, operands, dtypes, precision, clamped, la
 
 @pytest.mark.parametrize(("shape", "count"), [((1, 3, 640, 656), 2), ((3, 3, 521, 257), 1)])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_large_launches(shape, dtype, count):
+def test_large_launches_equal_the_reference(shape, dtype, count):
     """Enough work for several threads, and for stores past the caches, with tails."""
     arguments = problem(shape, (dtype,) * 4, (dtype, torch.float32), clamped=True, zeros=0)
     with threads(count):
@@ -117,7 +117,7 @@ def test_large_launches(shape, dtype, count):
 )
 @pytest.mark.parametrize("clamped", [False, True])
 @pytest.mark.parametrize("count", range(1, MAX_OPERANDS + 1))
-def test_float64_oracle(count, clamped, precision, tolerance):
+def test_sums_are_near_their_formulas_in_float64(count, clamped, precision, tolerance):
     arguments = problem((2, 3, 9), (precision,) * count, (precision,) * 3, precision, clamped)
     terms = [operand.double().numpy() for operand in arguments[0]]
     if clamped:
@@ -185,7 +185,7 @@ def test_clamp_keeps_nan():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_conversions(dtype):
+def test_conversions_round_as_torch_rounds(dtype):
     """Every float16 and bfloat16 value in; ties, subnormals, overflow and NaN out."""
     halves = torch.arange(2**16, dtype=torch.int32).short()
     for source in (halves.view(torch.float16), halves.view(torch.bfloat16)):
@@ -230,7 +230,7 @@ def test_every_cpu_target_and_the_reference_agree(same_everywhere):
 
 
 @pytest.mark.parametrize("clamped", [False, True])
-def test_opcheck(clamped):
+def test_the_op_passes_opcheck(clamped):
     operands, weights, dtypes, clamp = problem(clamped=clamped, layouts=("channels_last",))
     results = [torch.empty_like(operands[0], dtype=dtype) for dtype in dtypes]
     operator = torch.ops.fastdiff.weighted_sums.default
@@ -311,7 +311,7 @@ def _with(**changes):
         (_with(clamp=torch.zeros(10)[::2]), ValueError, "clamp must be contiguous, got strides"),
     ],
 )
-def test_bad_arguments(change, error, match):
+def test_bad_arguments_are_named(change, error, match):
     arguments = change(*problem(clamped=True))
     with pytest.raises(error, match=match):
         weighted_sums(*arguments)

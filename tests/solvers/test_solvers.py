@@ -43,7 +43,7 @@ GOLDENS = {
 
 
 @pytest.mark.parametrize(("convention", "steps"), GOLDENS)
-def test_golden_values(convention: str, steps: int) -> None:
+def test_solvers_give_their_golden_values(convention: str, steps: int) -> None:
     found = [golden_run(solver, steps, convention) for solver in SOLVERS]
     expected = [float(number) for number in GOLDENS[convention, steps].split()]
     assert found == pytest.approx(expected, abs=1e-12, rel=0)

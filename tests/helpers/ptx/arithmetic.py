@@ -88,7 +88,7 @@ def two_product(x: Array, y: Array) -> tuple[Array, Array]:
     """x y in float64 rounded, and its error (Dekker 1971), short of overflow and underflow."""
     (x1, x2), (y1, y2) = (
         (high := v * 134217729.0 - (v * 134217729.0 - v), v - high) for v in (x, y)
-    )  # fmt: skip
+    )
     product = x * y
     return product, ((x1 * y1 - product) + x1 * y2 + x2 * y1) + x2 * y2
 

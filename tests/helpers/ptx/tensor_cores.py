@@ -58,9 +58,10 @@ def _multiplied(left: Array, right: Array, sums: Array | float) -> Array:
 
 
 @machine(
-    "mma.sync.aligned.m16n8k4.row.col", "mma.sync.aligned.m16n8k8.row.col",
+    "mma.sync.aligned.m16n8k4.row.col",
+    "mma.sync.aligned.m16n8k8.row.col",
     "mma.sync.aligned.m16n8k16.row.col",
-)  # fmt: skip
+)
 def _mma(instruction: Instruction) -> Step:
     to, a, b, c = map(vector, instruction.operands)
     result, left, right, accumulator = instruction.types

@@ -28,8 +28,9 @@ class Type(NamedTuple):
 def _plain(dtype: Any) -> Type:
     size = np.dtype(dtype).itemsize
     bits = np.dtype(f"u{size}")
-    return Type(size, lambda b: b.view(dtype), lambda v: v.astype(dtype, copy=False).view(bits),
-                dtype)  # fmt: skip
+    return Type(
+        size, lambda b: b.view(dtype), lambda v: v.astype(dtype, copy=False).view(bits), dtype
+    )
 
 
 def to_odd(value: Array, error: Array) -> Array:
