@@ -3,9 +3,9 @@
 import os
 import random
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A process a core: threads beside them only wait. torch reads this when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tensors of tests are small: threads only wait for each other, long where a machine is busy. Tests
+# of threads ask for theirs (tests/helpers/threads.py). torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy
 import pytest

@@ -52,8 +52,13 @@ def pair(network=None, schedule=LINEAR, **options):
     )
 
 
+def loops_of(network):
+    """The recorded loops over a network."""
+    return [v for v in cache_of(network).loops.values() if isinstance(v, Loop)]
+
+
 def loops(sampler):
-    return [v for v in cache_of(sampler.denoiser).loops.values() if isinstance(v, Loop)]
+    return loops_of(sampler.denoiser)
 
 
 def poison(sampler):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.capture import Loop, cache_of
+from tests.helpers.networks import loops_of
 
 
 def unet():
@@ -98,4 +98,4 @@ SD = {
 
 def loops(pipe):
     """The recorded loops of a pipeline's network."""
-    return [v for v in cache_of(pipe.unet).loops.values() if isinstance(v, Loop)]
+    return loops_of(pipe.unet)
