@@ -3,13 +3,15 @@
 import os
 import random
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A process a core: threads beside them only wait. torch reads this when it is imported.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tensors of tests are small: threads only wait for each other, long where a machine is busy. Tests
+# of threads ask for theirs (tests/helpers/threads.py). torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy
 import pytest
 import torch
+
+from tests.helpers.threads import threads
 
 if not torch.cuda.is_available():
     # Triton's interpreter stands in for a GPU; triton reads this when it is imported.
@@ -40,3 +42,10 @@ def _same_start():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small networks gain nothing from more threads, and bits depend on how many there are."""
+    with threads(1):
+        yield

@@ -94,7 +94,7 @@ def imported_from(executable, cwd):
     return Path(package), Path(kernel), has_ext == "True"
 
 
-def test_import_is_lean():
+def test_the_import_is_lean():
     program = """
 import sys, torch
 before = set(sys.modules)

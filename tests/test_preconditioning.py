@@ -104,7 +104,7 @@ def test_a_power_law():
     assert float(power[0, 0]) == pytest.approx((64 * 64 / 2) ** 2)
 
 
-def test_other_sizes():
+def test_statistics_are_resized():
     statistics = estimate_masks(images(20, 1, 16, 16), flip=True)
     same = statistics.resized(16, 16)
     assert same is statistics
@@ -118,7 +118,7 @@ def test_other_sizes():
     torch.testing.assert_close(back, statistics.log_power)
 
 
-def test_files(tmp_path):
+def test_masks_come_back_from_files(tmp_path):
     for statistics in (estimate_masks(images(), flip=True), power_law_masks(3, 8, 8)):
         statistics.save(tmp_path / "deep" / "mask.safetensors")
         found = MaskStatistics.load(tmp_path / "deep" / "mask.safetensors")
@@ -130,7 +130,7 @@ def test_files(tmp_path):
         MaskStatistics.load(tmp_path / "other")
 
 
-def test_the_command(tmp_path):
+def test_the_command_writes_masks(tmp_path):
     from fastdiff.app.cli import app
 
     for number, image in enumerate((images(4) * 255).to(torch.uint8)):
@@ -178,6 +178,6 @@ FLAT = MaskStatistics(torch.rand(1, 4, 4).double(), None, 1, False, "")
         (lambda: power_law_masks(1, 0, 4), ValueError, "must be positive"),
     ],
 )
-def test_bad_input(call, error, says):
+def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff import PREDICTIONS, NoiseSchedule, Prediction, Sampler, build_tableau, solver_names
+from fastdiff import PREDICTIONS, NoiseSchedule, Prediction, Sampler, build_tableau
 from fastdiff.prediction import prediction
-from tests.helpers.oracles import ODE_SOLVERS, Gaussian, as_denoiser, express, run_rows, textbook
+from tests.helpers.networks import STRUCTURES
+from tests.helpers.oracles import GAUSSIAN, ODE_SOLVERS, as_denoiser, express, run_rows, textbook
+from tests.helpers.schedules import LINEAR
 
-GAUSSIAN = Gaussian()
-SCHEDULE = NoiseSchedule.linear_beta()
 ZERO_SNR = NoiseSchedule.from_alphas_cumprod(
     np.linspace(0.99995, 0.0, 1000) ** 2  # sqrt(alpha-bar) linear in time, zero at the end
 )
@@ -53,14 +53,14 @@ def test_conversions_invert_the_definitions(kind: str) -> None:
             np.testing.assert_allclose(float(a) * output + float(b) * x, epsilon, atol=noise * size)
 
 
-@pytest.mark.parametrize("solver", solver_names())
+@pytest.mark.parametrize("solver", STRUCTURES)
 @pytest.mark.parametrize("kind", [k for k in PREDICTIONS if k != "epsilon"])
 def test_every_prediction_gives_the_result_of_epsilon(solver: str, kind: str) -> None:
     """From t = 999 to the clean image, where epsilon says nothing about x0 and the reverse."""
     results = [
         run_rows(
-            build_tableau(solver, SCHEDULE, 9, prediction=each, spacing="trailing"),
-            knowing(each, SCHEDULE),
+            build_tableau(solver, LINEAR, 9, prediction=each, spacing="trailing"),
+            knowing(each, LINEAR),
             X,
             stage_noise=STAGE_NOISE,
         )
@@ -125,8 +125,8 @@ def test_history_is_kept_in_the_canonical_prediction(solver: str, kind: str) -> 
     """A v-network is converted before it enters the history (diffusers' PNDM blends raw v)."""
     runs = {
         each: Sampler(
-            as_denoiser(knowing(each, SCHEDULE)),
-            SCHEDULE,
+            as_denoiser(knowing(each, LINEAR)),
+            LINEAR,
             solver=solver,
             steps=20,
             prediction=each,
@@ -138,14 +138,14 @@ def test_history_is_kept_in_the_canonical_prediction(solver: str, kind: str) -> 
 
 
 def test_learned_variance_is_cut_off() -> None:
-    network = as_denoiser(knowing("epsilon", SCHEDULE))
+    network = as_denoiser(knowing("epsilon", LINEAR))
 
     def with_variance(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.cat([network(x, t), torch.full_like(x, torch.nan)], dim=1)
 
     for x in (torch.from_numpy(X), torch.from_numpy(X)[..., None].expand(-1, -1, -1, 3)):
         plain, wide = (
-            Sampler(each, SCHEDULE, steps=5, dtype=torch.float64)(x)
+            Sampler(each, LINEAR, steps=5, dtype=torch.float64)(x)
             for each in (network, with_variance)
         )
         torch.testing.assert_close(wide, plain, rtol=0, atol=0)
@@ -185,5 +185,5 @@ def test_a_prediction_of_ones_own() -> None:
 
 def test_unknown_predictions_are_refused() -> None:
     with pytest.raises(ValueError, match="prediction must be one of epsilon, sample, .*; got 'v'"):
-        build_tableau("ddim", SCHEDULE, 10, prediction="v")
+        build_tableau("ddim", LINEAR, 10, prediction="v")
     assert prediction(prediction("flow")) is prediction("flow")

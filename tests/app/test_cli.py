@@ -19,14 +19,8 @@ from typer.testing import CliRunner
 
 from fastdiff.app import cli, demo, doctor
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """8x8 images leave nothing to share, and a busy machine disturbs one thread least."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# 8x8 images leave nothing to share, and a busy machine disturbs one thread least.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*arguments: str):
@@ -121,8 +115,9 @@ def test_sample_depends_on_the_seed_alone(tmp_path: Path) -> None:
 def test_eval_samples_a_model_and_measures_it(tmp_path: Path) -> None:
     images, report, stats = tmp_path / "images", tmp_path / "report.json", tmp_path / "stats.npz"
     sampling = ("--model", "digits", "--num-images", "40", "--steps", "2", "--images", str(images))
-    result = run("eval", *sampling, "--out", str(report), "--save-stats", str(stats), "--reference",
-                 "digits")  # fmt: skip
+    result = run(
+        "eval", *sampling, "--out", str(report), "--save-stats", str(stats), "--reference", "digits"
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(report.read_text())
     assert (found["images"]["count"], found["reference"]["source"]) == (40, "digits")

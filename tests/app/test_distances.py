@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,11 +16,9 @@ from fastdiff.app.distances import (
     nearest_distances,
     paired_error,
 )
+from tests.helpers import tensors
 
-
-def normal(n: int, *shape: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, *shape, generator=generator, dtype=torch.float64)
+normal = partial(tensors.normal, dtype=torch.float64)
 
 
 def with_moments(mean: torch.Tensor, covariance: torch.Tensor, seed: int) -> torch.Tensor:

@@ -127,8 +127,9 @@ def test_a_model_that_takes_more_steps_is_nearer(tmp_path: Path) -> None:
     model = load_model("digits")
     reports = {}
     for steps in (2, 15):
-        folder = generate(model, 200, tmp_path / str(steps), steps=steps, solver="ddim",
-                          progress=False)  # fmt: skip
+        folder = generate(
+            model, 200, tmp_path / str(steps), steps=steps, solver="ddim", progress=False
+        )
         reports[steps] = measured(folder, "digits")
     assert reports[15]["frechet"][2] < reports[2]["frechet"][1]
     report = reports[15]

@@ -19,6 +19,7 @@ import fastdiff
 from fastdiff.app import generate as module
 from fastdiff.app.generate import Model, generate, load_model
 from fastdiff.images import RECIPE, from_bytes, read_images, to_bytes
+from tests.helpers.threads import threads
 
 Image = pytest.importorskip("PIL.Image")
 STEPS = 3
@@ -60,10 +61,8 @@ def test_files_are_the_samples_of_their_seeds(tmp_path: Path) -> None:
     assert list(pictures(folder)) == [f"{seed:06d}.png" for seed in range(5, 11)]
     sampler = fastdiff.Sampler(model.denoiser, model.schedule, steps=STEPS)
     seeds = torch.arange(5, 9)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = to_bytes(sampler(seeds=seeds, shape=(1, 8, 8), labels=seeds % 10))
-    torch.set_num_threads(threads)
+    with threads(1):
+        expected = to_bytes(sampler(seeds=seeds, shape=(1, 8, 8), labels=seeds % 10))
     for seed, image in zip(seeds.tolist(), expected, strict=True):
         with Image.open(folder / f"{seed:06d}.png") as picture:
             assert (picture.mode, picture.format) == ("L", "PNG")
@@ -127,21 +126,17 @@ def test_every_call_sees_the_full_batch(tmp_path: Path) -> None:
 
 
 def test_threads_are_left_as_they_were(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        seen = []
+    seen = []
 
-        class Watching(Counting):
-            def forward(self, x: Tensor, t: Tensor) -> Tensor:
-                seen.append(torch.get_num_threads())
-                return super().forward(x, t)
+    class Watching(Counting):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x, t)
 
+    with threads(2):
         generate(small(Watching()), 1, tmp_path / "a", **OPTIONS)
         assert set(seen) == {1}
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")

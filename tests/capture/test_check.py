@@ -13,6 +13,7 @@ import fastdiff
 from fastdiff.capture import check as kinds
 from fastdiff.capture.check import DeviceTensor, check_capturable
 from fastdiff.models import load_digits
+from tests.helpers.networks import STRUCTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -189,9 +190,10 @@ def test_an_offender_is_found_at_its_line(offender):
 
 
 @pytest.mark.parametrize(
-    "offender", [Counting, Table, Cached, Dropped, Stepping, item, masked, uploaded],
+    "offender",
+    [Counting, Table, Cached, Dropped, Stepping, item, masked, uploaded],
     ids=lambda o: o.__name__,
-)  # fmt: skip
+)
 def test_an_offender_deep_inside_a_network_is_found(offender):
     class Inner(nn.Module):
         def forward(self, x):
@@ -356,8 +358,8 @@ def test_the_other_ways_to_call_are_clean(mode):
     assert check_capturable(sampler, x, modules=[network], **given) == []
 
 
-@pytest.mark.parametrize("solver", fastdiff.solver_names())
-def test_every_solver_is_clean(solver):
+@pytest.mark.parametrize("solver", STRUCTURES)
+def test_every_structure_is_clean(solver):
     network = Nested(nn.Conv2d(8, 8, 1)).eval().requires_grad_(False)
     denoiser = fastdiff.wrap(lambda x, t: network(x), prediction="epsilon")
     schedule = fastdiff.NoiseSchedule.linear_beta()

@@ -9,7 +9,9 @@ from torch import nn
 import fastdiff
 from fastdiff.capture import LoopCache, cache_of
 from fastdiff.capture.cuda import Reader
-from tests.helpers.networks import SCHEDULE, Network, loops, normal, pair
+from tests.helpers.networks import Network, loops, pair
+from tests.helpers.schedules import LINEAR
+from tests.helpers.tensors import normal
 
 
 class Reading(Network):
@@ -51,7 +53,7 @@ def test_a_recording_that_fails_is_finished_stepwise():
     replayed, _ = pair(network)
     with pytest.warns(UserWarning, match="OutOfMemoryError: no memory is left"):
         found = replayed(normal(1, 3, 8, 8))
-    eager = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="never")
+    eager = fastdiff.Sampler(Network(), LINEAR, steps=4, capture="never")
     assert torch.equal(found, eager(normal(1, 3, 8, 8)))
     assert loops(replayed) == []
 
@@ -192,7 +194,7 @@ def test_recordings_in_threads_leave_compiled_code_compiled():
     backend = Compiled()
     network = torch.compile(Scaled(), backend=backend, dynamic=False)
     x = normal(2, 3, 8, 8)
-    fastdiff.Sampler(network, SCHEDULE, steps=2, capture="never")(x)
+    fastdiff.Sampler(network, LINEAR, steps=2, capture="never")(x)
     start = threading.Barrier(4)
 
     def record(number):

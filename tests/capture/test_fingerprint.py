@@ -9,7 +9,8 @@ from torch import nn
 
 import fastdiff
 from fastdiff.capture import NetworkWatch, NotCapturable
-from tests.helpers.networks import Network, loops, normal, pair
+from tests.helpers.networks import Network, loops, pair
+from tests.helpers.tensors import normal
 
 
 def test_a_network_is_walked_again_only_where_modules_or_attributes_change(monkeypatch):

@@ -1,5 +1,7 @@
 """CUDA graphs of whole loops; skipped where there is no GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,12 +9,14 @@ from torch import nn
 import fastdiff
 from fastdiff.capture import CudaRecording, Loop, cache_of
 from fastdiff.models import load_digits
+from tests.helpers import networks
+from tests.helpers.networks import loops_of
+from tests.helpers.schedules import LINEAR
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
 # What is not done by the fused launch even so, counted where a loop is recorded.
 ROUTED = {"predictor_corrector": {"length of a Langevin step found by PyTorch"}}
 
@@ -27,12 +31,7 @@ def digits():
     return load_digits()[0].cuda().requires_grad_(False)
 
 
-def pair(network, **options):
-    options = {"steps": 5} | options
-    return tuple(
-        fastdiff.Sampler(network, SCHEDULE, capture=capture, **options)
-        for capture in ("always", "never")
-    )
+pair = partial(networks.pair, steps=5)
 
 
 def call(sampler, seed=0, **extra):
@@ -40,30 +39,26 @@ def call(sampler, seed=0, **extra):
     return sampler(seeds=range(seed, seed + 4), shape=(1, 8, 8), labels=labels, **extra)
 
 
-def loops(network):
-    return [v for v in cache_of(network).loops.values() if isinstance(v, Loop)]
-
-
 @pytest.mark.parametrize("solver", fastdiff.solver_names())
 def test_captured_is_eager_to_the_bit(solver):
     replayed, eager = pair(digits(), solver=solver)
     for seed in (0, 5, 9):
         assert torch.equal(call(replayed, seed), call(eager, seed))
-    (loop,) = loops(replayed.denoiser)
+    (loop,) = loops_of(replayed.denoiser)
     assert isinstance(loop.recordings[0], CudaRecording)
     assert set(replayed.describe()["routed"]) == ROUTED.get(solver, set())
 
 
 def test_another_schedule_and_guidance_are_copies():
     network = digits()
-    for number, schedule in enumerate((SCHEDULE, fastdiff.NoiseSchedule.cosine())):
+    for number, schedule in enumerate((LINEAR, fastdiff.NoiseSchedule.cosine())):
         replayed, eager = (
             fastdiff.Sampler(network, schedule, steps=5, capture=capture)
             for capture in ("always", "never")
         )
         extra = {"guidance_scale": 2.0 + number, "uncond": {"labels": torch.tensor([10]).cuda()}}
         torch.testing.assert_close(call(replayed, **extra), call(eager, **extra), rtol=0, atol=0)
-    assert len(loops(network)) == 1
+    assert len(loops_of(network)) == 1
 
 
 @pytest.mark.parametrize("solver", fastdiff.solver_names())
@@ -83,7 +78,7 @@ def test_a_stage_serves_every_number_of_steps(solver):
         assert torch.equal(call(replayed, 5), call(eager, 5))
         assert set(replayed.describe()["routed"]) <= ROUTED.get(solver, set())
     kinds = 2 if solver == "predictor_corrector" else 1  # of stages, each recorded
-    assert sum(len(loop.recordings) == 1 + kinds for loop in loops(network)) == 1
+    assert sum(len(loop.recordings) == 1 + kinds for loop in loops_of(network)) == 1
 
 
 def test_a_stage_beside_whole_loops_in_one_pool():
@@ -92,7 +87,7 @@ def test_a_stage_beside_whole_loops_in_one_pool():
     for seed in (0, 4, 8):
         assert torch.equal(call(short, seed), call(eager, seed))
         assert torch.equal(call(long, seed), call(long_eager, seed))
-    assert sorted(len(loop.recordings) for loop in loops(network)) == [1, 2]
+    assert sorted(len(loop.recordings) for loop in loops_of(network)) == [1, 2]
     inner = []
     found = call(long, 3, callback=lambda p: inner.append(call(short, 5)))
     assert torch.equal(found, call(long_eager, 3))
@@ -105,9 +100,9 @@ def test_weights_in_place_and_replaced():
     call(replayed)
     for parameter in network.parameters():
         parameter.mul_(1.01)
-    assert torch.equal(call(replayed), call(eager)) and len(loops(network)) == 1
+    assert torch.equal(call(replayed), call(eager)) and len(loops_of(network)) == 1
     network.load_state_dict({k: v.clone() for k, v in network.state_dict().items()}, assign=True)
-    assert torch.equal(call(replayed), call(eager)) and len(loops(network)) == 2
+    assert torch.equal(call(replayed), call(eager)) and len(loops_of(network)) == 2
 
 
 @pytest.mark.parametrize("ours_first", [False, True])
@@ -124,7 +119,7 @@ def test_graphs_of_others_under_inference_mode(ours_first):
             y = x + 1
     for seed in (0, 5):
         assert torch.equal(call(replayed, seed), call(eager, seed))
-    (loop,) = loops(replayed.denoiser)
+    (loop,) = loops_of(replayed.denoiser)
     assert isinstance(loop.recordings[0], CudaRecording)
     for graph, inference in theirs:
         with torch.inference_mode(inference):
@@ -180,14 +175,14 @@ def test_a_compiled_network_is_captured_as_it_runs():
             2, 3, 8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)
         )
         assert torch.equal(replayed(x), eager(x))
-    (loop,) = loops(replayed.denoiser)
+    (loop,) = loops_of(replayed.denoiser)
     assert isinstance(loop.recordings[0], CudaRecording)
     assert replayed.describe()["routed"] == {}
 
 
 def test_auto_measures_once_and_says_so():
     network = digits()
-    sampler = fastdiff.Sampler(network, SCHEDULE, steps=5)
+    sampler = fastdiff.Sampler(network, LINEAR, steps=5)
     first = call(sampler)
     assert sampler.describe()["loop"] == "captured" and torch.equal(first, call(sampler))
     (kept,) = cache_of(network).loops.values()

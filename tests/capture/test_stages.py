@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import fastdiff
-from tests.helpers.networks import SCHEDULE, STRUCTURES, Network, loops, normal, pair, poison
+from tests.helpers.networks import STRUCTURES, Network, loops, pair, poison
+from tests.helpers.schedules import LINEAR
+from tests.helpers.tensors import normal
 
 
 def watched(sampler, x, **given):
@@ -32,7 +34,7 @@ def test_a_stage_serves_every_number_of_steps(solver):
     options["uncond"] = {"labels": torch.tensor([4])}
     kept = None
     kinds = 2 if solver == "predictor_corrector" else 1  # of stages, each recorded
-    for steps, schedule in ((20, SCHEDULE), (10, SCHEDULE), (12, fastdiff.NoiseSchedule.cosine())):
+    for steps, schedule in ((20, LINEAR), (10, LINEAR), (12, fastdiff.NoiseSchedule.cosine())):
         replayed, eager = pair(network, schedule, solver=solver, steps=steps)
         x, seeds = normal(2, 3, 8, 8, seed=steps), [steps, 3]
         wanted = watched(eager, x, seeds=seeds, **options)
@@ -84,8 +86,8 @@ def test_stages_of_the_other_ways_to_call(mode):
 
 
 def test_a_progress_bar_counts_the_stages(capsys):
-    bar = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="always", progress=True)
-    eager = fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="never")
+    bar = fastdiff.Sampler(Network(), LINEAR, steps=4, capture="always", progress=True)
+    eager = fastdiff.Sampler(Network(), LINEAR, steps=4, capture="never")
     x = normal(1, 3, 8, 8)
     for _ in range(2):
         assert torch.equal(bar(x), eager(x)) and "4/4" in capsys.readouterr().err
@@ -203,7 +205,7 @@ def test_stages_that_differ_in_more_than_numbers_are_stepwise(mode):
 
 @pytest.mark.parametrize("solver", STRUCTURES)
 def test_padding_changes_no_number(solver):
-    tableau = fastdiff.build_tableau(solver, SCHEDULE, 8)
+    tableau = fastdiff.build_tableau(solver, LINEAR, 8)
     padded = tableau.padded()
     variants = {(padded.read_width(i), len(s.writes)) for i, s in enumerate(padded.stages)}
     assert len(variants) == 1

@@ -9,7 +9,9 @@ from torch import nn
 import fastdiff
 from fastdiff.capture import LoopCache, cache_of
 from fastdiff.models import load_digits
-from tests.helpers.networks import SCHEDULE, STRUCTURES, Network, loops, normal, pair, poison
+from tests.helpers.networks import STRUCTURES, Network, loops, pair, poison
+from tests.helpers.schedules import LINEAR
+from tests.helpers.tensors import normal
 
 
 @pytest.mark.parametrize("solver", STRUCTURES)
@@ -66,13 +68,9 @@ def test_a_real_network_replays():
 
 def test_wrapped_diffusers_unets_replay():
     diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).eval().requires_grad_(False)  # fmt: skip
-    denoiser = fastdiff.wrap(unet, schedule=diffusers.DDPMScheduler())
+    from tests.helpers.pipelines import unet
+
+    denoiser = fastdiff.wrap(unet().requires_grad_(False), schedule=diffusers.DDPMScheduler())
     replayed, eager = pair(denoiser, None, solver="dpmpp_2m", clip=1.0)
     for seed in (1, 2):
         x = normal(2, 3, 8, 8, seed=seed)
@@ -203,11 +201,11 @@ def test_the_environment_makes_it_stepwise(monkeypatch):
 
 
 def test_auto_on_a_cpu_is_stepwise():
-    sampler = fastdiff.Sampler(Network(), SCHEDULE, steps=4)
+    sampler = fastdiff.Sampler(Network(), LINEAR, steps=4)
     sampler(normal(1, 3, 8, 8))
     assert loops(sampler) == [] and sampler.describe()["loop"] == "eager"
     with pytest.raises(ValueError, match="capture must be \"auto\".*got 'sometimes'"):
-        fastdiff.Sampler(Network(), SCHEDULE, steps=4, capture="sometimes")
+        fastdiff.Sampler(Network(), LINEAR, steps=4, capture="sometimes")
 
 
 def test_prepare_records():
@@ -225,7 +223,7 @@ def test_prepare_records():
 def test_an_adapters_name_can_be_part_of_the_key():
     network, active = Network(), ["a"]
     sampler = fastdiff.Sampler(
-        network, SCHEDULE, steps=4, capture="always", capture_key=lambda: active[0]
+        network, LINEAR, steps=4, capture="always", capture_key=lambda: active[0]
     )
     x = normal(1, 3, 8, 8)
     sampler(x)

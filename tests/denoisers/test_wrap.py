@@ -13,6 +13,7 @@ from fastdiff.denoisers.network import unpacked
 from fastdiff.integrations.diffusers.networks import DiffusersUNet, FlowTransformer
 from fastdiff.integrations.edm import EDMNetwork
 from fastdiff.integrations.k_diffusion.networks import KDiffusionDenoiser
+from tests.helpers.tensors import normal
 
 SMALL = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1,
          "norm_num_groups": 8}  # fmt: skip
@@ -39,10 +40,6 @@ def unet(**options):
 
 def text_unet(**options):
     return made(lambda: diffusers.UNet2DConditionModel(**(SMALL | TEXT | options)))
-
-
-def normal(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # == diffusers' UNets ==============================================================================
@@ -327,9 +324,9 @@ def test_a_k_diffusion_denoiser_without_levels_needs_a_schedule():
 
 
 @pytest.mark.parametrize(
-    "pack", [lambda y: y, lambda y: (y, 1), lambda y: {"sample": y},
-             lambda y: SimpleNamespace(sample=y)]
-)  # fmt: skip
+    "pack",
+    [lambda y: y, lambda y: (y, 1), lambda y: {"sample": y}, lambda y: SimpleNamespace(sample=y)],
+)
 def test_outputs_are_unpacked(pack):
     denoiser = fastdiff.wrap(lambda x, t: pack(x + t), prediction="sample")
     assert torch.equal(denoiser(torch.zeros(1), torch.ones(1)), torch.ones(1))

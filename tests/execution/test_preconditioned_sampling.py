@@ -27,8 +27,9 @@ def random_gains(channels, height, width, *, pixel=False, skew=False, seed=0):
     r = 1 + torch.rand(shape, generator=random, dtype=F64) / 4
     a = 1 + torch.rand(shape, generator=random, dtype=F64) / 4
     q = torch.randn(shape, generator=random, dtype=F64)
-    return Preconditioner((r + mirrored(r)) / 2, a if pixel else None,
-                          (q - mirrored(q)) / 4 if skew else None)  # fmt: skip
+    return Preconditioner(
+        (r + mirrored(r)) / 2, a if pixel else None, (q - mirrored(q)) / 4 if skew else None
+    )
 
 
 def covariance(size, seed=1):
@@ -111,9 +112,7 @@ def test_a_skew_part_leaves_the_continuous_law():
     assert s.norm() > 0.1
     sigma = covariance(30)
     drift = both @ torch.linalg.inv(sigma)
-    torch.testing.assert_close(
-        drift @ sigma + sigma @ drift.T, 2 * m @ m.T, rtol=0, atol=1e-11
-    )  # fmt: skip
+    torch.testing.assert_close(drift @ sigma + sigma @ drift.T, 2 * m @ m.T, rtol=0, atol=1e-11)
 
 
 def variances(solver, schedule, steps, made, power, **options):
@@ -209,9 +208,7 @@ def test_predictor_and_corrector_written_out(name, prediction, norms):
     def network(x, t):
         at = float(t[0]) / schedule.time_scale
         alpha, sigma = schedule.alpha(at), schedule.sigma(at)
-        epsilon = sigma * torch.fft.ifft2(
-            torch.fft.fft2(x) / (alpha**2 * power + sigma**2)
-        ).real  # fmt: skip
+        epsilon = sigma * torch.fft.ifft2(torch.fft.fft2(x) / (alpha**2 * power + sigma**2)).real
         x0 = (x - sigma * epsilon) / alpha
         return {"score": -epsilon / sigma, "epsilon": epsilon,
                 "v_prediction": alpha * epsilon - sigma * x0}[prediction]  # fmt: skip
@@ -274,19 +271,18 @@ def test_no_preconditioner_is_the_plain_path(solver):
     """To the bit: an infinite alpha, and none."""
     plain, other = (
         Sampler(denoiser, VE, solver=solver, steps=5, prediction="score", preconditioner=made)
-        for made in (
-            None, Preconditioner.from_statistics(power_law_masks(3, 8, 8), alpha=math.inf)
-        )
-    )  # fmt: skip
+        for made in (None, Preconditioner.from_statistics(power_law_masks(3, 8, 8), alpha=math.inf))
+    )
     seeds = [1, 2]
     x = plain(seeds=seeds, shape=(3, 8, 8))
     assert torch.equal(x, other(seeds=seeds, shape=(3, 8, 8)))
     made = Preconditioner.from_statistics(power_law_masks(3, 8, 8))
     assert not torch.equal(
-        x, Sampler(denoiser, VE, solver=solver, steps=5, prediction="score", preconditioner=made)(
+        x,
+        Sampler(denoiser, VE, solver=solver, steps=5, prediction="score", preconditioner=made)(
             seeds=seeds, shape=(3, 8, 8)
-        )
-    )  # fmt: skip
+        ),
+    )
 
 
 def test_nothing_ignores_a_preconditioner():
@@ -300,8 +296,7 @@ def test_nothing_ignores_a_preconditioner():
     for name in solver_names():
         plain = Sampler(lambda x, t: 0.1 * x, beta, solver=name, steps=5)
         try:
-            sampler = Sampler(lambda x, t: 0.1 * x, beta, solver=name, steps=5,
-                              preconditioner=made)  # fmt: skip
+            sampler = Sampler(lambda x, t: 0.1 * x, beta, solver=name, steps=5, preconditioner=made)
         except ValueError as error:
             assert "keep the state alone" in str(error)
             continue
@@ -386,7 +381,7 @@ def test_a_recorded_loop_is_not_taken_for_another(one, other, steps):
 
 @pytest.mark.parametrize("made", [None, GAINS], ids=["plain", "preconditioned"])
 @pytest.mark.parametrize("solver", ["predictor_corrector", "reverse_diffusion"])
-def test_no_images(solver, made):
+def test_empty_batches_come_back_empty(solver, made):
     sampler = Sampler(lambda x, t: -x, VE, solver=solver, steps=3, preconditioner=made)
     assert sampler(torch.zeros(0, 3, 8, 8), seeds=[]).shape == (0, 3, 8, 8)
 
@@ -398,8 +393,9 @@ def test_clipping_and_the_analytical_first_step(solver, made):
     schedule, noise = NoiseSchedule.vp(), torch.randn(2, 3, 8, 8, dtype=F64)
 
     def run(network, **options):
-        return Sampler(network, schedule, solver=solver, steps=4, dtype=F64, preconditioner=made,
-                       **options)(noise, seeds=[1, 2])  # fmt: skip
+        return Sampler(
+            network, schedule, solver=solver, steps=4, dtype=F64, preconditioner=made, **options
+        )(noise, seeds=[1, 2])
 
     wild = lambda x, t: 2 * x.sin()
     clipped = run(wild, prediction="sample", clip=0.7)
@@ -434,8 +430,9 @@ def test_guidance_and_half_precision_networks():
 
 def test_an_image_depends_on_its_seed_alone():
     made = random_gains(3, 8, 8)
-    sampler = Sampler(denoiser, VE, solver="predictor_corrector", steps=6, prediction="score",
-                      preconditioner=made)  # fmt: skip
+    sampler = Sampler(
+        denoiser, VE, solver="predictor_corrector", steps=6, prediction="score", preconditioner=made
+    )
     both = sampler(seeds=[7, 9], shape=(3, 8, 8))
     alone = sampler(seeds=[9, 1], shape=(3, 8, 8))
     assert torch.equal(both[1], alone[0])
@@ -473,7 +470,7 @@ MADE = random_gains(3, 8, 8)
         (lambda: NoiseSchedule.vp(0.0, 1.0), ValueError, "beta_min and beta_max"),
     ],
 )  # fmt: skip
-def test_bad_input(call, error, says):
+def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()
 

@@ -55,8 +55,9 @@ def test_our_solvers_tend_to_it() -> None:
     truth, _ = probability_flow(predict, schedule, noise, rtol=1e-8, atol=1e-8)
     errors = []
     for steps in (100, 400):
-        sampler = Sampler(predict, schedule, solver="heun", steps=steps, spacing="trailing",
-                          dtype=torch.float64)  # fmt: skip
+        sampler = Sampler(
+            predict, schedule, solver="heun", steps=steps, spacing="trailing", dtype=torch.float64
+        )
         errors.append((sampler(noise) - truth).abs().max())
     assert errors[1] < errors[0] / 2 and errors[1] < 5e-3
 

@@ -8,23 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff import NoiseSchedule, build_tableau
+from fastdiff import build_tableau
 from fastdiff.execution.stepper import Stepper
 from fastdiff.execution.table import Table
 from fastdiff.ops import row
 from tests.helpers.oracles import run_rows
-
-LINEAR = NoiseSchedule.linear_beta()
-
-
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+from tests.helpers.schedules import LINEAR
+from tests.helpers.tensors import normal
 
 
 def test_rows_may_be_replaced_while_a_run_is_under_way() -> None:
     """The weight of F, sample by sample, from what the network returned."""
     tableau = build_tableau("ddim", LINEAR, spacing=[900, 500, -1])
-    x = normal(2, 3, 4)
+    x = normal(2, 3, 4, dtype=torch.float64)
     table = Table(tableau, torch.float64, torch.device("cpu"))
     stepper = Stepper(table, x, Counter())
     stepper.rows = list(stepper.rows)
@@ -52,4 +48,4 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
     tableau = build_tableau("ddim", LINEAR, 4, eta=np.array([0.0, 1.0]))
     table = Table(tableau, torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match="noise must have the 2 samples the tableau has rows for"):
-        Stepper(table, normal(3, 4), Counter())
+        Stepper(table, normal(3, 4, dtype=torch.float64), Counter())

@@ -1,4 +1,4 @@
-"""A small network, and samplers over it with and without replays of their loops."""
+"""Small networks, and samplers over one with and without replays of their loops."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import nn
 
 import fastdiff
 from fastdiff.capture import Loop, cache_of
-
-SCHEDULE = fastdiff.NoiseSchedule.linear_beta()
+from tests.helpers.oracles import GAUSSIAN
+from tests.helpers.schedules import LINEAR
 
 # One solver for each kind of loop: what a stage keeps, writes, draws, and how stages take turns.
 STRUCTURES = (
@@ -42,7 +42,7 @@ class Network(nn.Module):
         return self.last(nn.functional.silu(self.norm(h)))
 
 
-def pair(network=None, schedule=SCHEDULE, **options):
+def pair(network=None, schedule=LINEAR, **options):
     """The same sampler with and without replays."""
     network = Network() if network is None else network
     options = {"steps": 4} | options
@@ -52,12 +52,13 @@ def pair(network=None, schedule=SCHEDULE, **options):
     )
 
 
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def loops_of(network):
+    """The recorded loops over a network."""
+    return [v for v in cache_of(network).loops.values() if isinstance(v, Loop)]
 
 
 def loops(sampler):
-    return [v for v in cache_of(sampler.denoiser).loops.values() if isinstance(v, Loop)]
+    return loops_of(sampler.denoiser)
 
 
 def poison(sampler):
@@ -68,3 +69,21 @@ def poison(sampler):
                 tensor.fill_(torch.nan)
             else:
                 tensor.fill_(1)
+
+
+# == Functions of a state and its times ============================================================
+
+
+def affine(x, t):
+    """Additions and products only: the same bits wherever a sample stands in its batch."""
+    return 0.3 * x + (t.view(-1, *[1] * (x.ndim - 1)) * 1e-4).to(x.dtype)
+
+
+def gaussian(x, t):
+    """The exact epsilon for data of one Gaussian."""
+    return GAUSSIAN.epsilon(x, *(f(float(t[0])) for f in (LINEAR.alpha, LINEAR.sigma)))
+
+
+def conditional(x, t, *, shift, label):
+    shape = (-1, *[1] * (x.ndim - 1))
+    return torch.sin(x + t.view(shape) / 500 + shift.view(shape)) * (1 + 0.1 * label.view(shape))

@@ -24,7 +24,8 @@ Network = Callable[[Array, float], Array]  # (x [B, ...], the time it is told) -
 
 # The solvers that draw noise, and those that only reproduce published slips or compare.
 STOCHASTIC = tuple(name for name in solver_names() if get_solver(name).order is None)
-COMPARISONS = ("classical_euler", "classical_heun", "classical_rk4", "fon", "ipndm_v_published")
+CLASSICAL = ("classical_euler", "classical_heun", "classical_rk4", "fon")  # on dx/dt
+COMPARISONS = (*CLASSICAL, "ipndm_v_published")
 ODE_SOLVERS = tuple(n for n in solver_names() if n not in STOCHASTIC + COMPARISONS)
 
 
@@ -81,6 +82,7 @@ class Mixture:
         return solution.y[:, -1]
 
 
+GAUSSIAN = Gaussian()
 MILD = Mixture((0.3, 0.5, 0.2), (-1.0, 0.2, 1.1), (0.5, 0.4, 0.3))
 STIFF = Mixture((0.3, 0.5, 0.2), (-1.0, 0.2, 1.1), (0.15, 0.12, 0.1))
 

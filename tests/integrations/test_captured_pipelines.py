@@ -6,28 +6,19 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.capture import Loop, cache_of
-from tests.integrations.test_diffusers_pipelines import (  # noqa: F401
-    BETAS,
-    SD,
-    _quiet_and_one_thread,
-    close,
-    prompts,
-    sampled,
-    stable_diffusion,
-    unconditional,
-)
+from fastdiff.capture import cache_of
+from tests.helpers.pipelines import SD, close, loops, prompts, sampled, unconditional
+from tests.helpers.schedules import BETAS
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread", "quiet"),
+]
 
 
 @pytest.fixture(autouse=True)
-def _no_loops(stable_diffusion):  # noqa: F811
+def _no_loops(stable_diffusion):
     cache_of(stable_diffusion(diffusers.DDIMScheduler()).unet).loops.clear()  # it is shared
-
-
-def loops(pipe):
-    return [v for v in cache_of(pipe.unet).loops.values() if isinstance(v, Loop)]
 
 
 def entered(pipe):
@@ -62,10 +53,11 @@ def test_unconditional_loops_replay(kind, scheduler, solver):
     assert len(loops(pipe)) == 2
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler",
-                                  "EulerDiscreteScheduler"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_text_to_image_replays(stable_diffusion, name, guidance):  # noqa: F811
+def test_text_to_image_replays(stable_diffusion, name, guidance):
     pipe = stable_diffusion(getattr(diffusers, name)(**BETAS, **SD[name]))
 
     def call(seed, embeds):
@@ -86,7 +78,7 @@ def test_text_to_image_replays(stable_diffusion, name, guidance):  # noqa: F811
 
 
 @pytest.mark.parametrize("solver", [None, "dpmpp_2m"])
-def test_image_to_image_replays(stable_diffusion, solver):  # noqa: F811
+def test_image_to_image_replays(stable_diffusion, solver):
     scheduler = diffusers.DDIMScheduler(**BETAS, **SD["DDIMScheduler"])
     pipe = stable_diffusion(scheduler, "StableDiffusionImg2ImgPipeline")
 
@@ -110,7 +102,7 @@ def test_image_to_image_replays(stable_diffusion, solver):  # noqa: F811
         assert float((a - b).abs().max() / b.abs().max()) <= 1e-4
 
 
-def test_what_needs_the_middle_enters_the_stock_loop(stable_diffusion):  # noqa: F811
+def test_what_needs_the_middle_enters_the_stock_loop(stable_diffusion):
     pipe = stable_diffusion(diffusers.DDIMScheduler(**BETAS, **SD["DDIMScheduler"]))
     fastdiff.accelerate(pipe, capture="always")
     calls, seen = entered(pipe), []
@@ -152,7 +144,7 @@ def test_noisy_steps_enter_the_stock_loop():
     assert loops(pipe) == []
 
 
-def test_all_ways_out():
+def test_every_way_out_gives_the_same_images():
     pipe = fastdiff.accelerate(unconditional("DDIM", diffusers.DDIMScheduler()), capture="always")
     tuple_ = sampled(pipe)
     generator = torch.Generator().manual_seed(3)
@@ -167,8 +159,9 @@ def test_all_ways_out():
 
 def test_tensors_and_stock_schedulers():
     pipe = unconditional("DDIM", diffusers.DDIMScheduler())
-    call = lambda: pipe(2, torch.Generator().manual_seed(3), num_inference_steps=4,
-                        output_type="pt").images  # fmt: skip
+    call = lambda: (
+        pipe(2, torch.Generator().manual_seed(3), num_inference_steps=4, output_type="pt").images
+    )
     wanted = call()
     fastdiff.accelerate(pipe, capture="always")
     found = call()

@@ -1,18 +1,10 @@
-"""Our solvers against diffusers' schedulers on one network, and where we differ on purpose.
-
-diffusers builds its tables in float32 and casts to float32 inside some steps. `in_float64` runs the
-very same code with float64 in place of float32, so that both sides have the same sigmas; without
-it the schedulers are stock.
-"""
+"""Our solvers against diffusers' schedulers on one network, and where we differ on purpose."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
-from unittest import mock
 
 import diffusers
 import numpy as np
@@ -22,67 +14,9 @@ import torch
 from fastdiff import NoiseSchedule, Sampler, build_tableau, register_solver
 from fastdiff.solvers import registry
 from fastdiff.tableau import Form, Trace
-from tests.helpers.oracles import Gaussian
-
-X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 4, 4)))
-LINEAR = NoiseSchedule.linear_beta()
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-GAUSSIAN = Gaussian()
-
-
-def network(x: torch.Tensor, t: Any) -> torch.Tensor:
-    """Smooth in the state and in time, mixes pixels, and no solver gets it exactly."""
-    t = torch.as_tensor(t, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return 0.7 * torch.tanh(1.5 * x + 0.3 * x.roll(1, -1)) + 0.2 * torch.sin(x + t / 150)
-
-
-class _Wide:
-    """A module with float64 where it has float32."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.float32 = module, module.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.module, name)
-
-
-@contextmanager
-def in_float64(scheduler: type) -> Iterator[None]:
-    """Run a scheduler's own code in float64."""
-    module = sys.modules[scheduler.__module__]
-    with mock.patch.multiple(module, torch=_Wide(torch), np=_Wide(np)):
-        yield
-
-
-def run(
-    scheduler: Any,
-    steps: int,
-    start: Callable[[float], float] = lambda sigma: 1.0,
-    **step: Any,
-) -> tuple[torch.Tensor, list[float]]:
-    """A diffusers loop; returns the sample and the times visited.
-
-    `start` scales unit noise to what the scheduler starts from, given its first sigma.
-    """
-    scheduler.set_timesteps(steps)
-    x = X.to(scheduler.alphas_cumprod.dtype)
-    noises = step.pop("noises", None)
-    if hasattr(scheduler, "sigmas"):
-        x = x * start(float(scheduler.sigmas[0]))
-    for i, t in enumerate(scheduler.timesteps):
-        output = network(scheduler.scale_model_input(x, t), t)
-        if noises is not None:
-            step["variance_noise"] = noises[i].to(x)
-        x = scheduler.step(output, t, x, **step).prev_sample
-    return x, [float(t) for t in scheduler.timesteps]
-
-
-def ours(solver: str, schedule: NoiseSchedule, times: Any, **settings: Any) -> torch.Tensor:
-    noises = settings.pop("noises", None)
-    sampler = Sampler(
-        network, schedule, solver=solver, spacing=times, dtype=torch.float64, **settings
-    )
-    return sampler(X, stage_noise=noises)
+from tests.helpers.oracles import GAUSSIAN
+from tests.helpers.parity import KINDS, NOISES, Case, X, agree, in_float64, network, ours
+from tests.helpers.schedules import BETAS, LINEAR
 
 
 def diffusers_ddim(trace: Trace, eta: float = 0.0) -> Form:
@@ -104,35 +38,6 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     register_solver("diffusers_ddim_for_a_test", diffusers_ddim, solves_for="sample")
 
 
-def agree(make: Callable[[], tuple[Any, ...]], result: Callable[[list[float]], Any]) -> None:
-    """Equal to 1e-9 with the same sigmas, to 5e-5 of the RMS with stock float32 ones."""
-    kind = type(make())
-    with in_float64(kind):
-        theirs, times = run(make(), *make.arguments, **make.keywords)
-    assert theirs.dtype == torch.float64
-    mine = result(times)
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)
-    stock, _ = run(make(), *make.arguments, **make.keywords)
-    assert stock.dtype == torch.float32
-    rms = stock.double().square().mean().sqrt()
-    assert (mine - stock).abs().max() <= 5e-5 * rms
-
-
-class Case:
-    """A scheduler's class and settings, and how its loop is run."""
-
-    def __init__(self, kind: type, config: dict[str, Any], steps: int, **keywords: Any) -> None:
-        self.kind, self.config = kind, config
-        self.arguments, self.keywords = (steps,), keywords
-
-    def __call__(self) -> Any:
-        return self.kind(**self.config)
-
-
-NOISES = list(torch.from_numpy(np.random.default_rng(1).standard_normal((20, *X.shape))))
-KINDS = ("epsilon", "v_prediction", "sample")
-
-
 # == Where we agree ================================================================================
 
 
@@ -140,7 +45,7 @@ KINDS = ("epsilon", "v_prediction", "sample")
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddim(kind: str, eta: float, clip: bool, steps: int) -> None:
+def test_ddim_agrees(kind: str, eta: float, clip: bool, steps: int) -> None:
     case = Case(
         diffusers.DDIMScheduler,
         {"clip_sample": clip, "prediction_type": kind},
@@ -171,7 +76,7 @@ def test_ddim_with_the_epsilon_of_the_clipped_x0() -> None:
 
 def test_ddim_as_stable_diffusion_has_it() -> None:
     """Offset one, ending at alpha-bar[0]."""
-    config = {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    config = {**BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     case = Case(diffusers.DDIMScheduler, config, 10)
     schedule = NoiseSchedule.scaled_linear_beta()
     sampler = Sampler(
@@ -188,27 +93,27 @@ def test_ddim_as_stable_diffusion_has_it() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_2m(kind: str, steps: int) -> None:
-    case = Case(diffusers.DPMSolverMultistepScheduler, {**SD, "prediction_type": kind}, steps)
+def test_dpmpp_2m_agrees(kind: str, steps: int) -> None:
+    case = Case(diffusers.DPMSolverMultistepScheduler, {**BETAS, "prediction_type": kind}, steps)
     schedule = NoiseSchedule.scaled_linear_beta()
     agree(case, lambda times: ours("dpmpp_2m", schedule, [*times, -1], prediction=kind))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_unipc(kind: str, steps: int) -> None:
-    case = Case(diffusers.UniPCMultistepScheduler, {**SD, "prediction_type": kind}, steps)
+def test_unipc_agrees(kind: str, steps: int) -> None:
+    case = Case(diffusers.UniPCMultistepScheduler, {**BETAS, "prediction_type": kind}, steps)
     schedule = NoiseSchedule.scaled_linear_beta()
     agree(case, lambda times: ours("unipc", schedule, [*times, -1], prediction=kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_euler(kind: str, steps: int) -> None:
+def test_euler_agrees(kind: str, steps: int) -> None:
     """diffusers' state is x / alpha = x sqrt(1 + sigma^2)."""
     case = Case(
         diffusers.EulerDiscreteScheduler,
-        {**SD, "prediction_type": kind, "timestep_spacing": "trailing"},
+        {**BETAS, "prediction_type": kind, "timestep_spacing": "trailing"},
         steps,
         start=lambda sigma: (1 + sigma**2) ** 0.5,
     )
@@ -218,10 +123,10 @@ def test_euler(kind: str, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_heun(kind: str, steps: int) -> None:
+def test_heun_agrees(kind: str, steps: int) -> None:
     case = Case(
         diffusers.HeunDiscreteScheduler,
-        {**SD, "prediction_type": kind, "timestep_spacing": "trailing"},
+        {**BETAS, "prediction_type": kind, "timestep_spacing": "trailing"},
         steps,
         start=lambda sigma: (1 + sigma**2) ** 0.5,
     )

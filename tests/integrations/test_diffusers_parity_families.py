@@ -12,19 +12,8 @@ import pytest
 import torch
 
 from fastdiff import NoiseSchedule, Sampler
-from tests.integrations.test_diffusers_parity import (
-    KINDS,
-    LINEAR,
-    NOISES,
-    SD,
-    Case,
-    X,
-    agree,
-    in_float64,
-    network,
-    ours,
-    run,
-)
+from tests.helpers.parity import KINDS, NOISES, Case, X, agree, in_float64, network, ours, run
+from tests.helpers.schedules import BETAS, LINEAR
 
 SCALED = NoiseSchedule.scaled_linear_beta()
 MULTISTEP = diffusers.DPMSolverMultistepScheduler
@@ -55,23 +44,23 @@ def given_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 12])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_3m(kind: str, steps: int) -> None:
-    case = Case(MULTISTEP, {**SD, "solver_order": 3, "prediction_type": kind}, steps)
+def test_dpmpp_3m_agrees(kind: str, steps: int) -> None:
+    case = Case(MULTISTEP, {**BETAS, "solver_order": 3, "prediction_type": kind}, steps)
     agree(case, lambda times: ours("dpmpp_3m", SCALED, [*times, -1], prediction=kind))
 
 
 @pytest.mark.parametrize("steps", [8, 20])
 def test_dpmpp_3m_without_a_lower_order_at_the_end(steps: int) -> None:
     """What diffusers does from 15 steps on, whatever it is told."""
-    config = {**SD, "solver_order": 3, "lower_order_final": steps >= 15}
+    config = {**BETAS, "solver_order": 3, "lower_order_final": steps >= 15}
     case = Case(MULTISTEP, config, steps)
     agree(case, lambda t: ours("dpmpp_3m", SCALED, [*t, -1], lower_order_final=False))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
-    config = {**SD, "algorithm_type": "sde-dpmsolver++", "prediction_type": kind}
+def test_dpmpp_2m_sde_agrees(kind: str, steps: int) -> None:
+    config = {**BETAS, "algorithm_type": "sde-dpmsolver++", "prediction_type": kind}
     case = Case(MULTISTEP, config, steps, noises=NOISES)
     agree(
         case,
@@ -82,10 +71,10 @@ def test_dpmpp_2m_sde(kind: str, steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10])
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order: int, variant: str, steps: int) -> None:
+def test_unipc_of_every_order_and_variant_agrees(order: int, variant: str, steps: int) -> None:
     """Both ends for bh2; bh1's B(h) = h has no limit at a clean end, where diffusers gives NaN."""
     for end, last in (("zero", -1), ("sigma_min", 0))[variant == "bh1" :]:
-        config = {**SD, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
+        config = {**BETAS, "solver_order": order, "solver_type": variant, "final_sigmas_type": end}
         case = Case(diffusers.UniPCMultistepScheduler, config, steps)
         options = {"order": order, "variant": variant}
         agree(case, lambda t, last=last, o=options: ours("unipc", SCALED, [*t, last], **o))
@@ -93,20 +82,20 @@ def test_unipc(order: int, variant: str, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_deis(order: int, steps: int) -> None:
+def test_deis_agrees(order: int, steps: int) -> None:
     """Its basis is log rho. It ends at alpha-bar[0]."""
-    config = {**SD, "solver_order": order, "lower_order_final": False}
+    config = {**BETAS, "solver_order": order, "lower_order_final": False}
     case = Case(diffusers.DEISMultistepScheduler, config, steps)
     agree(case, lambda t: ours("deis", SCALED, [*t, 0], order=order, kind="logrhoab"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
+def test_euler_ancestral_agrees(kind: str, steps: int, given_noise: Any) -> None:
     """diffusers' state is x / alpha = x sqrt(1 + sigma^2)."""
     case = NoisyCase(
         diffusers.EulerAncestralDiscreteScheduler,
-        {**SD, "prediction_type": kind, "timestep_spacing": "trailing"},
+        {**BETAS, "prediction_type": kind, "timestep_spacing": "trailing"},
         steps,
         start=lambda sigma: (1 + sigma**2) ** 0.5,
     )
@@ -119,7 +108,7 @@ def test_euler_ancestral(kind: str, steps: int, given_noise: Any) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
+def test_ddpm_agrees(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
     """Its posterior mean follows from the clipped x0, as ours does."""
     case = NoisyCase(diffusers.DDPMScheduler, {"clip_sample": clip, "prediction_type": kind}, steps)
     agree(
@@ -141,7 +130,7 @@ def test_ddpm(kind: str, clip: bool, steps: int, given_noise: Any) -> None:
 def test_our_exact_third_order_is_not_diffusers_dpmpp_3m() -> None:
     """Its second difference is half of what third order takes; docs/orders.md shows both."""
     with in_float64(MULTISTEP):
-        theirs, times = run(MULTISTEP(**SD, solver_order=3), 12)
+        theirs, times = run(MULTISTEP(**BETAS, solver_order=3), 12)
     exact = ours("dpmpp_3m_exact", SCALED, [*times, -1])
     assert (exact - theirs).abs().max() > 1e-4
 
@@ -150,7 +139,7 @@ def test_diffusers_deis_falls_to_first_order_at_the_end_of_short_runs_and_ours_d
     """Below 15 steps, unless told otherwise; it gets no lower order to fall to at order 1."""
     kind = diffusers.DEISMultistepScheduler
     with in_float64(kind):
-        theirs, times = run(kind(**SD, solver_order=3), 10)
+        theirs, times = run(kind(**BETAS, solver_order=3), 10)
     mine = ours("deis", SCALED, [*times, 0], order=3, kind="logrhoab")
     assert (mine - theirs).abs().max() > 1e-5
 
@@ -158,14 +147,14 @@ def test_diffusers_deis_falls_to_first_order_at_the_end_of_short_runs_and_ours_d
 def test_diffusers_unipc_bh1_fails_at_the_clean_end_and_ours_does_not() -> None:
     """The step to sigma = 0 is of first order, where B(h) does not matter."""
     kind = diffusers.UniPCMultistepScheduler
-    theirs, times = run(kind(**SD, solver_type="bh1"), 10)
+    theirs, times = run(kind(**BETAS, solver_type="bh1"), 10)
     assert theirs.isnan().all()
     assert ours("unipc", SCALED, [*times, -1], variant="bh1").isfinite().all()
 
 
 def test_diffusers_deis_ends_at_residual_noise_and_ours_ends_clean() -> None:
     kind = diffusers.DEISMultistepScheduler
-    scheduler = kind(**SD)
+    scheduler = kind(**BETAS)
     scheduler.set_timesteps(10)
     left = float(scheduler.sigmas[-1])
     assert left == pytest.approx(SCALED.sigma(0) / SCALED.alpha(0), rel=1e-4)
@@ -207,7 +196,7 @@ def algorithm_2(
 
 @pytest.mark.parametrize("churn", [0.0, 4.0, 40.0])
 @pytest.mark.parametrize("solver", ["euler_churn", "heun_churn"])
-def test_churn(solver: str, churn: float) -> None:
+def test_churn_is_algorithm_2(solver: str, churn: float) -> None:
     schedule = NoiseSchedule.edm()
     times = [float(t) for t in schedule.times(18)]
     options = {"churn": churn, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
@@ -229,7 +218,7 @@ def test_churn_never_goes_past_what_the_network_was_trained_on() -> None:
 
 
 @pytest.mark.parametrize("steps", [5, 10])
-def test_k_diffusion(steps: int) -> None:
+def test_the_package_agrees_on_a_ve_denoiser(steps: int) -> None:
     """Its functions on a VE denoiser, where the package is installed."""
     sampling = pytest.importorskip("k_diffusion.sampling")
     schedule = NoiseSchedule.edm()

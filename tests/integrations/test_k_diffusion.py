@@ -149,8 +149,9 @@ def test_deterministic_functions_are_their_formulas(name, steps, zero):
     sigmas = karras(steps + 1 - zero, zero=zero)
     x = start(sigmas)
     wanted = formula(x, sigmas)
-    torch.testing.assert_close(function(model, x, sigmas, disable=True, **options), wanted,
-                               rtol=1e-9, atol=1e-9)  # fmt: skip
+    torch.testing.assert_close(
+        function(model, x, sigmas, disable=True, **options), wanted, rtol=1e-9, atol=1e-9
+    )
     found = function(model, x.float(), sigmas.float(), disable=True, **options)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)

@@ -8,22 +8,15 @@ pytest.importorskip("diffusers")
 import diffusers
 
 import fastdiff
-from fastdiff.capture import CudaRecording, Loop, cache_of
-from tests.integrations.test_diffusers_pipelines import (  # noqa: F401
-    BETAS,
-    SD,
-    _quiet_and_one_thread,
-    close,
-    prompts,
-    sampled,
-    stable_diffusion,
-    unconditional,
-)
+from fastdiff.capture import CudaRecording, cache_of
+from tests.helpers.pipelines import SD, close, loops, prompts, sampled, unconditional
+from tests.helpers.schedules import BETAS
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread", "quiet"),
 ]
 
 
@@ -32,10 +25,6 @@ def _as_written():
     """Products in float32, and the same kernels at each call."""
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         yield
-
-
-def loops(pipe):
-    return [v for v in cache_of(pipe.unet).loops.values() if isinstance(v, Loop)]
 
 
 @pytest.mark.parametrize("solver", [None, "ipndm"])
@@ -57,7 +46,7 @@ def test_unconditional_loops_replay(kind, scheduler, solver):
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "UniPCMultistepScheduler",
                                   "DPMSolverMultistepScheduler"])  # fmt: skip
-def test_text_to_image_replays_as_the_stock_pipeline(stable_diffusion, name):  # noqa: F811
+def test_text_to_image_replays_as_the_stock_pipeline(stable_diffusion, name):
     pipe = stable_diffusion(getattr(diffusers, name)(**BETAS, **SD[name])).to("cuda")
     cache_of(pipe.unet).loops.clear()  # it is shared
 

@@ -73,7 +73,7 @@ def test_it_can_be_undone_and_saved(pipe, tmp_path):
 
 
 def test_the_native_sampler_is_the_stock_loop(pipe):
-    """The same noises: predictor_corrector with published=True and no preconditioner."""
+    """The same noises: predictor_corrector with the norms of the batch and no preconditioner."""
     steps, scheduler = 6, pipe.scheduler
     generator = torch.Generator().manual_seed(1)
     z0, *noises = (torch.randn(2, 3, 8, 8, generator=generator) for _ in range(2 * steps + 1))
@@ -90,7 +90,7 @@ def test_the_native_sampler_is_the_stock_loop(pipe):
             x = scheduler.step_correct(score(x, sigma), x).prev_sample
             x, mean = scheduler.step_pred(score(x, sigma), t, x, return_dict=False)
     sampler = Sampler(score, NoiseSchedule.ve(0.01, 20.0), solver="predictor_corrector",
-                      steps=steps, snr=0.2, prediction="score", published=True)  # fmt: skip
+                      steps=steps, snr=0.2, prediction="score", norms="batch")  # fmt: skip
     found = sampler(z0, stage_noise=noises[:-1])
     torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_the_native_sampler_is_the_stock_loop(pipe):
         (lambda p: fastdiff.accelerate(p, preconditioner="mask"), TypeError, "Preconditioner"),
     ],
 )  # fmt: skip
-def test_bad_input(pipe, call, error, says):
+def test_bad_input_is_named(pipe, call, error, says):
     with pytest.raises(error, match=says):
         call(pipe)
     assert type(pipe.scheduler) is diffusers.ScoreSdeVeScheduler

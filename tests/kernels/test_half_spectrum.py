@@ -92,8 +92,9 @@ def test_the_last_pass(size):
                 y = torch.full_like(x, math.nan)
                 run(spectrum, state, y)
                 results.append(y)
-            torch.testing.assert_close(*results, rtol=1e-6 if dtype == torch.float32 else 1e-2,
-                                       atol=1e-5)  # fmt: skip
+            torch.testing.assert_close(
+                *results, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("size", SIZES)

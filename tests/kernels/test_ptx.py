@@ -203,7 +203,7 @@ def test_integers(code, of):
     assert (found == of(values.astype(object)).astype(np.uint32)).all()
 
 
-@pytest.mark.parametrize("name", sorted(ptx._COMPARISONS))
+@pytest.mark.parametrize("name", sorted(ptx.COMPARISONS))
 def test_comparisons_with_nan(name):
     pairs = [(1, 2), (2, 1), (1, 1), (math.nan, 1), (1, math.nan), (math.nan, math.nan)]
     kept = {"eq": "001", "ne": "110", "lt": "100", "le": "101", "gt": "010", "ge": "011"}
@@ -245,8 +245,9 @@ def numbers(shape, kind, seed):
     return values.float(), values.view(torch.int16).numpy()
 
 
-@pytest.mark.parametrize("kind, k", [("tf32", 4), ("tf32", 8), ("bf16", 8), ("bf16", 16),
-                                     ("f16", 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, k", [("tf32", 4), ("tf32", 8), ("bf16", 8), ("bf16", 16), ("f16", 16)]
+)
 def test_a_warps_product(kind, k):
     """mma.sync by the layouts of the PTX manual, each lane's registers read one by one."""
     a, a_bits = numbers((16, k), kind, 1)

@@ -13,6 +13,7 @@ from fastdiff.kernels.weighted_sums import launch
 from fastdiff.ops import weighted_sums_ref
 from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
 from tests.helpers.interpreter import DEVICE, INTERPRETED
+from tests.helpers.tensors import bits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,12 +46,6 @@ def case(
     weights = normal(sums, count + clamped).to(precision)
     clamp = torch.tensor([-0.5, 0.7, *normal(count)], dtype=precision) if clamped else None
     return tensors, weights, list(itertools.islice(itertools.cycle(dtypes), sums)), clamp
-
-
-def bits(tensor):
-    """Bit patterns, with every NaN alike."""
-    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
-    return torch.where(tensor.isnan(), 0x7FFF, tensor.view(integers))
 
 
 def check(arguments):

@@ -24,10 +24,10 @@ from fastdiff.ops.haar import (
 )
 from fastdiff.ops.haar.pyramid import views
 from fastdiff.ops.haar.register import plain_loss_gradient, plain_split
+from tests.helpers.tensors import FLOATS, normal, wide
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in the order of Type
 SPLIT, MERGE, STEP, EXPAND, LOSS = range(5)
 
 
@@ -145,8 +145,9 @@ class Launches:
     def split(self, x: Tensor, levels: int, last: bool) -> HaarPyramid:
         haar = self.haar(levels, x.shape, x.dtype)
         haar.image = Image(*self.view(x))
-        made = views(torch.full_like(plain_split(x, levels, last), torch.nan), x.shape, levels,
-                      last)  # fmt: skip
+        made = views(
+            torch.full_like(plain_split(x, levels, last), torch.nan), x.shape, levels, last
+        )
         self.pyramid(haar, made.details, made.coarse, True)
         self.run(haar, SPLIT)
         return made
@@ -222,15 +223,6 @@ def cuda(library) -> Launches:
     return Launches(library)
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 # == The operations ================================================================================
 
 # Aligned and odd sizes; groups of lanes that are whole, and that hang over an edge; blocks.
@@ -269,10 +261,12 @@ def test_a_launch_is_its_definition(cuda, shape, depths, last, dtype):
         assert torch.equal(stepped, haar_step_ref(x, score, table, seeds, 3).to(dtype))
 
         two = table[:, :, :2].contiguous()
-        assert torch.equal(cuda.step(x, None, two, seeds, 3),
-                           haar_step_ref(x, None, two, seeds, 3).to(dtype))  # fmt: skip
-        assert torch.equal(cuda.step(x, None, two, None, 0),
-                           haar_step_ref(x, None, two, None, 0).to(dtype))  # fmt: skip
+        assert torch.equal(
+            cuda.step(x, None, two, seeds, 3), haar_step_ref(x, None, two, seeds, 3).to(dtype)
+        )
+        assert torch.equal(
+            cuda.step(x, None, two, None, 0), haar_step_ref(x, None, two, None, 0).to(dtype)
+        )
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -311,7 +305,7 @@ def test_one_band_off_an_aligned_address(cuda, levels, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("size", [(16, 24), (7, 11), (32, 13), (130, 40)])
-def test_expansion(cuda, size, last, dtype):
+def test_the_expansion_is_its_definition(cuda, size, last, dtype):
     layout = torch.channels_last if last else torch.contiguous_format
     coarse = normal(2, 2, *((side + 1) // 2 for side in size), dtype=dtype)
     coarse, table = coarse.contiguous(memory_format=layout), normal(1, 2, 2, seed=3)
@@ -325,7 +319,7 @@ def test_expansion(cuda, size, last, dtype):
     ("shape", "levels"),
     [((2, 1, 16, 24), 2), ((2, 1, 33, 45), 5), ((2, 3, 96, 80), 4), ((1, 1, 260, 256), 0)],
 )
-def test_loss_and_gradient(cuda, shape, levels, dtype):
+def test_the_loss_and_its_gradient_are_their_definitions(cuda, shape, levels, dtype):
     x, table = normal(*shape, dtype=dtype), normal(shape[0], levels + 1, 2, seed=3)
     table, seeds = table.to(wide(dtype)), torch.tensor([4, 5][: shape[0]])
     loss, wanted = cuda.loss(x, table, seeds, 2), haar_loss_ref(x, table, seeds, 2)
@@ -336,8 +330,9 @@ def test_loss_and_gradient(cuda, shape, levels, dtype):
 
     upstream = normal(shape[0], seed=4, dtype=wide(dtype))
     gradient = cuda.gradient(x, table, seeds, 2, upstream)
-    assert torch.equal(gradient, plain_loss_gradient(x, table, seeds, None, 2, upstream, levels,
-                                                      False))  # fmt: skip
+    assert torch.equal(
+        gradient, plain_loss_gradient(x, table, seeds, None, 2, upstream, levels, False)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

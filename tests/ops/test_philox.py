@@ -28,7 +28,7 @@ def words(*values):
         ),
     ],
 )
-def test_philox_known_answers(counter, key, expected):
+def test_philox_gives_the_known_answers(counter, key, expected):
     got = philox_words(words(*counter), words(*key))
     assert tuple(int(w) for w in got) == expected
 
@@ -54,7 +54,7 @@ EIGHTHS = torch.tensor([(i * 2**29 + d) % WORD for i in range(8) for d in range(
 
 
 @pytest.mark.parametrize("part", ["uniform", "small u", "large u", "edges of u", "edges of w"])
-def test_normals_accuracy(part):
+def test_normals_are_accurate(part):
     n = 50_000
     u, w = torch.randint(WORD, (n,)), torch.randint(WORD, (n,))
     if part == "small u":
@@ -89,7 +89,7 @@ def test_lanes_and_counter():
         assert z[element] == lanes[element % 4]
 
 
-def test_distribution():
+def test_numbers_are_distributed_normally():
     z = philox_normal_ref(torch.arange(1000, 1008), 50_000, 0, 1).double()
     n = z.numel()
     # Moments within 4.5 standard errors, Kolmogorov's distance within its 1e-5 quantile.
@@ -142,6 +142,6 @@ def test_noise_shapes(shape):
         (TypeError, "dtype must be a floating", ([1, 2], (2, 4)), {"dtype": torch.int32}),
     ],
 )
-def test_noise_errors(error, match, arguments, options):
+def test_bad_noise_arguments_are_named(error, match, arguments, options):
     with pytest.raises(error, match=match):
         seeded_noise(*arguments, **options)

@@ -12,13 +12,9 @@ from fastdiff.ops import SpectralResponse, spectral_filter, spectral_filter_ref
 from fastdiff.ops.half_spectrum import spectral_product, spectral_product_ref
 from fastdiff.ops.spectral_filter import whole_image_ref
 from fastdiff.ops.spectral_operators import mirrored, real_basis, whole_image_tables
+from tests.helpers.tensors import normal
 
 TIER = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def response(channels, height, width, seed=5, hermitian=False):
@@ -201,7 +197,7 @@ X, ONES = torch.zeros(2, 3, 8, 8), torch.ones(1, 8, 8)
         (X, [1.0], TypeError, "response must be a tensor, got list"),
     ],
 )
-def test_bad_input(x, response, error, says):
+def test_bad_input_is_named(x, response, error, says):
     with pytest.raises(error, match=says):
         spectral_filter(x, response)
 

@@ -151,8 +151,9 @@ def test_the_noise_is_the_transform_of_white_noise(size):
         torch.testing.assert_close(full, spectrum, rtol=0, atol=1e-12)  # it is Hermitian
         rows.append(image.flatten())
     basis = torch.stack(rows)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(count, dtype=torch.float64),
-                               rtol=0, atol=1e-12)  # fmt: skip
+    torch.testing.assert_close(
+        basis.T @ basis, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 def test_noise_spectra_of_the_op():
@@ -160,8 +161,9 @@ def test_noise_spectra_of_the_op():
     made = gains(2, 6, 8)
     zero, count = torch.zeros(4000, 2, 6, 8, dtype=torch.float64), 4000
     row = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    draws = [spectral_predictor(zero, zero, made, row, torch.arange(count), stage)
-             for stage in (0, 1)]  # fmt: skip
+    draws = [
+        spectral_predictor(zero, zero, made, row, torch.arange(count), stage) for stage in (0, 1)
+    ]
     power = torch.fft.fft2(draws[0]).abs().square().mean(0)
     wanted = 48 * made.gain.full.square()
     assert float((power / wanted - 1).abs().max()) < 6 * math.sqrt(2 / count)
@@ -181,8 +183,9 @@ def test_a_move_depends_on_its_own_seed_alone():
                 move(x[i : i + 1], score[i : i + 1], made, row, seeds[i : i + 1], 2)[0], whole[i]
             )
     # as published, neighbours count
-    batch = spectral_langevin(x, score * torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1), made, row,
-                              seeds, norms="batch")  # fmt: skip
+    batch = spectral_langevin(
+        x, score * torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1), made, row, seeds, norms="batch"
+    )
     alone = spectral_langevin(x[:1], score[:1], made, row, seeds[:1], norms="batch")
     assert not torch.allclose(batch[0], alone[0])
 
@@ -202,8 +205,9 @@ def test_nothing_else_is_changed():
     kept = [t.clone() for t in (x, score, z)]
     spectral_langevin(x, score, made, torch.tensor([[1.0, 0.1]]), noise=z)
     assert all(torch.equal(a, b) for a, b in zip(kept, (x, score, z), strict=True))
-    nothing = spectral_predictor(x[:0], score[:0], made, torch.tensor([[1.0, 0.1]]),
-                                 torch.zeros(0, dtype=torch.int64))  # fmt: skip
+    nothing = spectral_predictor(
+        x[:0], score[:0], made, torch.tensor([[1.0, 0.1]]), torch.zeros(0, dtype=torch.int64)
+    )
     assert nothing.shape == (0, 3, 8, 8)
 
 
@@ -278,7 +282,7 @@ def test_large_moves_in_cpp(step, count):
 
 @pytest.mark.skipif(not _ext.HAS_EXT, reason="no extension")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_layouts_in_cpp(dtype):
+def test_layouts_change_no_bit_in_cpp(dtype):
     """Of the state, and of the result, which need not be the same: bit for bit."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     layouts = {
@@ -438,7 +442,7 @@ FLAT = torch.ones(3, 8, 8)
         (lambda: SpectralGains(FLAT, FLAT, 0 * FLAT), ValueError, "skew must come without"),
     ],
 )
-def test_bad_input(call, error, says):
+def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()
 
@@ -454,9 +458,10 @@ def test_opcheck_and_compile():
         (score, x, torch.empty_like(x), *halves, ROW, None, SEEDS, None, 0, 0),
     )
     move = torch.compile(
-        lambda x, score: spectral_predictor(x, score, made, ROW, SEEDS), fullgraph=True,
+        lambda x, score: spectral_predictor(x, score, made, ROW, SEEDS),
+        fullgraph=True,
         backend="aot_eager",
-    )  # fmt: skip
+    )
     with torch.no_grad():
         assert torch.equal(move(x, score), spectral_predictor(x, score, made, ROW, SEEDS))
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from fastdiff import _ext
 from fastdiff.ops import weighted_sums, weighted_sums_ref, weighted_sums_unchecked
 from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
+from tests.helpers.tensors import FLOATS, bits
 from tests.helpers.threads import threads
 
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 NAN = math.nan
 
 
@@ -70,12 +70,6 @@ def problem(
     return tensors, weights, list(dtypes), clamp if clamped else None
 
 
-def bits(tensor):
-    """Bit patterns, with every NaN alike."""
-    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[tensor.element_size()]
-    return torch.where(tensor.isnan(), 0x7FFF, tensor.contiguous().view(integers))
-
-
 def assert_equals_reference(arguments):
     operands, _, dtypes, _ = arguments
     before = [operand.clone() for operand in operands]
@@ -111,7 +105,7 @@ def test_kernel_equals_reference(shape, operands, dtypes, precision, clamped, la
 
 @pytest.mark.parametrize(("shape", "count"), [((1, 3, 640, 656), 2), ((3, 3, 521, 257), 1)])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_large_launches(shape, dtype, count):
+def test_large_launches_equal_the_reference(shape, dtype, count):
     """Enough work for several threads, and for stores past the caches, with tails."""
     arguments = problem(shape, (dtype,) * 4, (dtype, torch.float32), clamped=True, zeros=0)
     with threads(count):
@@ -123,7 +117,7 @@ def test_large_launches(shape, dtype, count):
 )
 @pytest.mark.parametrize("clamped", [False, True])
 @pytest.mark.parametrize("count", range(1, MAX_OPERANDS + 1))
-def test_float64_oracle(count, clamped, precision, tolerance):
+def test_sums_are_near_their_formulas_in_float64(count, clamped, precision, tolerance):
     arguments = problem((2, 3, 9), (precision,) * count, (precision,) * 3, precision, clamped)
     terms = [operand.double().numpy() for operand in arguments[0]]
     if clamped:
@@ -191,7 +185,7 @@ def test_clamp_keeps_nan():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_conversions(dtype):
+def test_conversions_round_as_torch_rounds(dtype):
     """Every float16 and bfloat16 value in; ties, subnormals, overflow and NaN out."""
     halves = torch.arange(2**16, dtype=torch.int32).short()
     for source in (halves.view(torch.float16), halves.view(torch.bfloat16)):
@@ -236,7 +230,7 @@ def test_every_cpu_target_and_the_reference_agree(same_everywhere):
 
 
 @pytest.mark.parametrize("clamped", [False, True])
-def test_opcheck(clamped):
+def test_the_op_passes_opcheck(clamped):
     operands, weights, dtypes, clamp = problem(clamped=clamped, layouts=("channels_last",))
     results = [torch.empty_like(operands[0], dtype=dtype) for dtype in dtypes]
     operator = torch.ops.fastdiff.weighted_sums.default
@@ -317,7 +311,7 @@ def _with(**changes):
         (_with(clamp=torch.zeros(10)[::2]), ValueError, "clamp must be contiguous, got strides"),
     ],
 )
-def test_bad_arguments(change, error, match):
+def test_bad_arguments_are_named(change, error, match):
     arguments = change(*problem(clamped=True))
     with pytest.raises(error, match=match):
         weighted_sums(*arguments)

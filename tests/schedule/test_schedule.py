@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fastdiff import NoiseSchedule
 from fastdiff.schedule import SPACINGS
+from tests.helpers.asserts import refused
 
 T = 1000
 MAKERS = {
@@ -67,7 +68,9 @@ def cosine_betas() -> np.ndarray:
         (NoiseSchedule.cosine(), cosine_betas(), "squaredcos_cap_v2"),
     ],
 )
-def test_beta_schedules(schedule: NoiseSchedule, betas: np.ndarray, kind: str) -> None:
+def test_beta_schedules_are_their_formulas(
+    schedule: NoiseSchedule, betas: np.ndarray, kind: str
+) -> None:
     bar, t = alpha_bar(betas), np.arange(T, dtype=float)
     np.testing.assert_allclose(schedule.alpha(t) ** 2, bar.astype(float), rtol=1e-12)
     np.testing.assert_allclose(schedule.sigma(t) ** 2, (1 - bar).astype(float), rtol=1e-11)
@@ -80,7 +83,7 @@ def test_beta_schedules(schedule: NoiseSchedule, betas: np.ndarray, kind: str) -
     np.testing.assert_allclose(schedule.alpha(t) ** 2, theirs.numpy(), rtol=2e-4, atol=1e-6)
 
 
-def test_known_alpha_bars() -> None:
+def test_alpha_bars_are_the_known_ones() -> None:
     linear, scaled = NoiseSchedule.linear_beta(), NoiseSchedule.scaled_linear_beta()
     assert linear.alpha(0) ** 2 == pytest.approx(0.9999, abs=1e-15)
     assert linear.alpha(999) ** 2 == pytest.approx(4.0358e-5, rel=1e-5)
@@ -108,7 +111,7 @@ def test_the_official_convention_is_one_index_noisier() -> None:
     assert official.sigma(-1) == pytest.approx(0.01)  # the residual noise of the published code
 
 
-def test_logsnr_cosine() -> None:
+def test_logsnr_cosine_is_its_formula() -> None:
     schedule = NoiseSchedule.logsnr_cosine(-20.0, 20.0)
     t = np.linspace(0, 1, 101)
     b = math.atan(math.exp(-10))
@@ -146,7 +149,7 @@ def test_rates_need_no_gradients_of_the_caller(mode: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
-def test_flow(shift: float) -> None:
+def test_flow_is_its_formula(shift: float) -> None:
     schedule = NoiseSchedule.flow(shift)
     t = np.linspace(0.001, 0.999, 99)
     np.testing.assert_allclose(schedule.alpha(t), 1 - t, rtol=1e-14)
@@ -418,10 +421,6 @@ def test_given_times_are_taken_as_they_are() -> None:
 
 
 # == Refusals ======================================================================================
-
-
-def refused(message: str, error: type[Exception] = ValueError) -> pytest.RaisesExc:
-    return pytest.raises(error, match=message)
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True, None, "10"])

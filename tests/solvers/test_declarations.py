@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastdiff import PREDICTIONS, NoiseSchedule, Tableau, build_tableau, solver_names
+from fastdiff import PREDICTIONS, Tableau, build_tableau, solver_names
 from fastdiff.app import solver_table
 from fastdiff.schedule import CONVENTIONS
 from fastdiff.solvers.registry import get_solver
 from tests.helpers import orders
+from tests.helpers.schedules import LINEAR
 
 PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
-BETA = NoiseSchedule.linear_beta()
 
 
 def built(name: str) -> Callable[..., Tableau]:
-    return lambda **options: build_tableau(name, BETA, **{"steps": 6, **options})
+    return lambda **options: build_tableau(name, LINEAR, **{"steps": 6, **options})
 
 
 def builds(build: Callable[..., Tableau], **options: Any) -> bool:

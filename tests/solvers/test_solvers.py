@@ -13,10 +13,8 @@ from fastdiff.solvers import pndm, registry
 from fastdiff.solvers.registry import get_solver
 from fastdiff.tableau import Form, Trace, trace_solver
 from tests.helpers import orders
-from tests.helpers.oracles import MILD, Gaussian, Mixture, as_denoiser
-
-LINEAR = NoiseSchedule.linear_beta()
-GAUSSIAN = Gaussian()
+from tests.helpers.oracles import GAUSSIAN, MILD, Gaussian, Mixture, as_denoiser
+from tests.helpers.schedules import LINEAR
 
 
 def golden_run(solver: str, steps: int, convention: str = "aligned") -> float:
@@ -45,7 +43,7 @@ GOLDENS = {
 
 
 @pytest.mark.parametrize(("convention", "steps"), GOLDENS)
-def test_golden_values(convention: str, steps: int) -> None:
+def test_solvers_give_their_golden_values(convention: str, steps: int) -> None:
     found = [golden_run(solver, steps, convention) for solver in SOLVERS]
     expected = [float(number) for number in GOLDENS[convention, steps].split()]
     assert found == pytest.approx(expected, abs=1e-12, rel=0)

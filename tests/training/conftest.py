@@ -1,16 +1,8 @@
-"""One thread: small networks gain nothing from more, and bits depend on how many there are."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
+"""Every test of a training runs in one thread."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _in_one_thread(one_thread):
+    pass

@@ -99,8 +99,9 @@ def test_the_network_is_told_log_sigma_and_shown_unit_inputs():
     noise = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     pixels = MEAN + DEVIATION * noise.roll(1, 0)
     model(pixels + SIGMAS.view(-1, 1, 1, 1) * noise, SIGMAS)
-    torch.testing.assert_close(model.unet.t, torch.tensor([0.0, 500.0, 1000.0]).double(),
-                               rtol=0, atol=1e-4)  # fmt: skip
+    torch.testing.assert_close(
+        model.unet.t, torch.tensor([0.0, 500.0, 1000.0]).double(), rtol=0, atol=1e-4
+    )
     assert model.unet.x.std((1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.05)
     assert model.schedule.first == 50.0 and model.schedule.last == 0.01
 
@@ -165,7 +166,7 @@ def test_training_stops_resumes_and_writes(tiny, tmp_path, monkeypatch):
     assert len(metadata["held_out_curve"]) == 2
 
 
-def test_bad_presets(tmp_path):
+def test_bad_presets_are_named(tmp_path):
     with pytest.raises(ValueError, match="preset must be one of cpu, gpu"):
         photographs.train_photographs(tmp_path, "tpu")
     if not torch.cuda.is_available():

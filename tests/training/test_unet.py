@@ -100,7 +100,7 @@ def test_dropout_only_while_training() -> None:
     assert not torch.equal(unet(x, 0), unet(x, 0))
 
 
-def test_config_through_json() -> None:
+def test_a_config_survives_json() -> None:
     assert UNetConfig.from_dict(json.loads(json.dumps(CONFIG.to_dict()))) == CONFIG
 
 

@@ -20,8 +20,9 @@ def test_a_network_with_its_scheduler():
     assert sampler.tableau.solver == "dpmpp_2m" and sampler.tableau.steps == 6
     assert sampler.tableau.prediction == "v_prediction" and sampler.tableau.clip == (-2.0, 2.0)
     schedule = fastdiff.NoiseSchedule.from_diffusers(scheduler)
-    plain = fastdiff.Sampler(network, schedule, solver="dpmpp_2m", steps=6,
-                             prediction="v_prediction", clip=2.0)  # fmt: skip
+    plain = fastdiff.Sampler(
+        network, schedule, solver="dpmpp_2m", steps=6, prediction="v_prediction", clip=2.0
+    )
     noise = torch.randn(2, 3, 4, 4)
     assert torch.equal(sampler(noise), plain(noise))
 
