@@ -279,7 +279,7 @@ def test_a_callback_sees_every_call() -> None:
         states.append(progress.state.clone())
 
     result = spy(normal(2, 3), callback=callback)
-    assert [p.call for p in seen] == [1, 2, 3, 4, 5, 6, 7] and {p.calls for p in seen} == {7}
+    assert [p.call for p in seen] == [1, 2, 3, 4, 5, 6, 7] and {p.nfe for p in seen} == {7}
     assert [p.time for p in seen] == [s.time for s in spy.tableau.stages[1:]]
     assert torch.equal(states[-1], result)
     for state, x in zip(states, inputs[1:], strict=False):
@@ -311,7 +311,7 @@ def test_describe_counts_calls_launches_and_bytes() -> None:
     sampler = Sampler(affine, LINEAR, solver="ipndm", steps=10, prediction="v_prediction")
     described = sampler.describe((4, 3, 8, 8))
     tableau = sampler.tableau
-    assert described["calls"] == tableau.nfe == 10 and described["steps"] == 10
+    assert described["nfe"] == tableau.nfe == 10 and described["steps"] == 10
     assert described["launches"] == 10 and described["slots"] == 4
     assert described["passes"] == 4 + 5 + 6 + 7 * 6 + 6
     assert described["bytes"] == 63 * 4 * 3 * 8 * 8 * 4

@@ -15,7 +15,7 @@ from tests.helpers.tensors import normal
 def watched(sampler, x, **given):
     """The result, and all that a callback was told."""
     seen = []
-    note = lambda p: seen.append((p.call, p.calls, p.time, p.state.clone()))
+    note = lambda p: seen.append((p.call, p.nfe, p.time, p.state.clone()))
     return sampler(x, callback=note, **given), seen
 
 
