@@ -32,7 +32,7 @@ def test_the_reference_serves_where_no_kernel_does(name):
 def test_what_triton_runs():
     by_transforms = {"spectral_move", "spectral_product"}
     whole = {"spectral_filter_whole", "spectral_update_whole"}
-    assert set(ON_TRITON) == {"multistep_step", "weighted_sums"} | by_transforms | whole
+    assert {"multistep_step", "weighted_sums"} | by_transforms | whole <= set(ON_TRITON)
 
 
 def test_a_gradient_is_needed_where_it_may_be_asked_for():

@@ -273,19 +273,19 @@ def test_a_solver_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             x = trace.transfer(x, d, t, u)
         return x
 
-    register_solver("midpoint", midpoint)
+    register_solver("a_midpoint_of_ones_own", midpoint)
     with pytest.raises(ValueError, match="an option 'start', an argument of build_tableau"):
         register_solver("another", lambda trace, start=0.5: trace.x)
-    assert "midpoint" in solver_names()
-    known = get_solver("midpoint")
+    assert "a_midpoint_of_ones_own" in solver_names()
+    known = get_solver("a_midpoint_of_ones_own")
     assert known.summary == "The midpoint rule, with the midpoint anywhere."
     assert known.options == {"where": 0.5} and known.solves_for == "epsilon"
-    tableau = build_tableau("midpoint", LINEAR, 4, where=0.25)
+    tableau = build_tableau("a_midpoint_of_ones_own", LINEAR, 4, where=0.25)
     assert tableau.nfe == 8 and tableau.slots == 2
     errors = orders.errors("midpoint", MILD, (40, 80, 160))
     np.testing.assert_allclose(orders.slopes(errors), 2, atol=0.2)
     with pytest.raises(ValueError, match="'midpoint' is registered already"):
-        register_solver("midpoint", midpoint)
+        register_solver("a_midpoint_of_ones_own", midpoint)
     with pytest.raises(ValueError, match="solves_for must be 'epsilon' or 'sample'; got 'v'"):
         register_solver("another", midpoint, solves_for="v")
     with pytest.raises(TypeError, match="ddim has no option 'order'; its options: eta"):
