@@ -105,7 +105,8 @@ class LoopCache:
         if device not in self._places and device.type == "cuda":
             with torch.cuda.device(device), torch.inference_mode(False):
                 place = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-                # A pool ends with its last graph, and its handle too: one graph is always there.
+                # torch frees a pool with its last graph, and its handle is void then. This empty
+                # graph stays, so that the pool outlives the loops.
                 keeper = CudaRecording(lambda: torch.zeros(1, device=device), device, place)
             self._places[device], self._keepers[device] = place, keeper
         return self._places.get(device)

@@ -27,7 +27,7 @@ from fastdiff.capture.recording import compiled_as_written
 DEVICE = torch.device("meta")
 GIVEN, WARM_UP, FIRST, SECOND = range(4)  # where a tensor was made: before, or in which run
 
-SCALAR_READ = "scalar read"  # the host waits for a value, and decides by the one of the capture
+SCALAR_READ = "scalar read"  # the host waits for a value; replays would go by the captured one
 HOST_COPY = "host copy"  # data crosses between host and device
 DYNAMIC_SHAPE = "data-dependent shape"
 STALE = "storage of an earlier run"  # a replay would go on reading that of the capture

@@ -16,7 +16,7 @@ from fastdiff.capture.recording import NotCapturable
 from fastdiff.frameworks import frameworks
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
-MOST_STATES = 64  # of a network that are told apart; after as many all are new
+MOST_STATES = 64  # States of a network that are remembered; then all are forgotten.
 
 
 class NetworkWatch:

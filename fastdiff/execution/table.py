@@ -52,7 +52,7 @@ class Table:
         self.variants = [(tableau.read_width(i), len(stages[i].writes)) for i in numbers]
         self.apply: list[Apply] = [applied_by(i, stages[i], gains) for i in numbers]
         self.increments: list[Tensor] | None = None
-        # Whether any e, any b is not zero.
+        # Whether any stage has a factor of x0, of x: else its increment needs fewer operands.
         self.increments_sample, self.increments_state = False, False
         if gains is not None or any(stage.langevin is not None for stage in stages):
             found = [
@@ -129,7 +129,8 @@ class StageTable(Table):
         self.period = _period([stage.step for stage in stages])
         super().__init__(tableau.padded(), dtype, device, gains)
         count = len(tableau.stages)
-        self.identity, self.scales_input = [False] * count, True  # each writes the network's input
+        # Every launch writes the network's input, so none is left out.
+        self.identity, self.scales_input = [False] * count, True
         self.stochastic = [tableau.stochastic] * count
         increments = [[part] for part in self.increments] if self.increments else [[]] * count
         merge = self.merge or [[]] * count

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedule import NoiseSchedule
 
-MEAN, DEVIATION = 0.42, 0.32  # of a pixel of a crop
+MEAN, DEVIATION = 0.42, 0.32  # what the pixels of the photographs have
 
 
 class NoiseConditional(nn.Module):

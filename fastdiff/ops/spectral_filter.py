@@ -69,7 +69,7 @@ def _filtered(x: Tensor, response: SpectralResponse, precision: str) -> Tensor:
     if tables is None:
         half = response.half(wide_dtype(x))
         if not needs_gradient(x):
-            # The differentiable op costs as much to dispatch as a small image does.
+            # To dispatch a differentiable op costs as much as to filter a small image.
             return spectral_product(x, half)
         return _filter(x, half, response.half(wide_dtype(x), adjoint=True))
     return _filter_whole(x, *tables, precision)

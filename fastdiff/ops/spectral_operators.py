@@ -133,7 +133,7 @@ class SpectralGains:
         if pixel is not None:
             if skew is not None:
                 raise ValueError("skew must come without pixel: it adds to D = F^-1 R^2 F alone")
-            self.drift = gain  # on either side of the pixel gain
+            self.drift = gain  # D = F^-1 R F A^2 F^-1 R F: R comes before and after the pixels
         else:
             squared = gain.full.double().square()
             if skew is not None:

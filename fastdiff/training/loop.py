@@ -286,9 +286,8 @@ def _restore(
     for name, value in [*part("optimizer.").items(), *metadata["optimizer"].items()]:
         index, key = name.removeprefix("optimizer.").split(".", 1)
         slots.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()[
-        "param_groups"
-    ]  # hyperparameters are the caller's, not the checkpoint's
+    # Hyperparameters are the caller's, not the checkpoint's.
+    groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
     if scaler.is_enabled():
         scaler.load_state_dict(metadata["scaler"])

@@ -282,7 +282,7 @@ def test_a_solver_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.options == {"where": 0.5} and known.solves_for == "epsilon"
     tableau = build_tableau("a_midpoint_of_ones_own", LINEAR, 4, where=0.25)
     assert tableau.nfe == 8 and tableau.slots == 2
-    errors = orders.errors("midpoint", MILD, (40, 80, 160))
+    errors = orders.errors("a_midpoint_of_ones_own", MILD, (40, 80, 160))
     np.testing.assert_allclose(orders.slopes(errors), 2, atol=0.2)
     with pytest.raises(ValueError, match="'midpoint' is registered already"):
         register_solver("a_midpoint_of_ones_own", midpoint)

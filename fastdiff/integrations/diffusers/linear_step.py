@@ -238,7 +238,8 @@ class Plan:
     output: Callable[..., Any]
     kept: dict[str, Any]
     constants: dict[str, Any]
-    holds: tuple[Any, ...] = ()  # what the plan was found by, kept alive
+    # The plan is found by the ids of these tables: kept alive, so that no other object gets one.
+    holds: tuple[Any, ...] = ()
     uploaded: dict[torch.device, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def run(self, tensors: dict[Source, Tensor], device: torch.device) -> tuple[Any, Any]:
@@ -285,7 +286,7 @@ class PlanMaker:
     """Collects the sums that a traced step leaves behind, and lays them out as a plan."""
 
     def __init__(self, dtypes: Mapping[Source, torch.dtype]) -> None:
-        self.dtypes = dtypes  # of the tensors there were before
+        self.dtypes = dtypes  # of all tensors that the step is given or that were kept
         self.sums = list[SampleForm]()
 
     def held(self, form: SampleForm) -> Held:

@@ -62,11 +62,14 @@ class _Fusion:
 
     def __init__(self) -> None:
         self.plans: dict[Any, Plan | str] = {}
-        self.tables: dict[Any, tuple[Any, int]] = {}  # by content, with their version
-        self.seen: dict[str, tuple[Any, int]] = {}  # the last one of each name
+        # The first table of each content, and the version it had then.
+        self.tables: dict[Any, tuple[Any, int]] = {}
+        # For each attribute the table that it held last, and its version.
+        self.seen: dict[str, tuple[Any, int]] = {}
         # A timesteps table, its values, and the bytes from one to the next.
         self.times: dict[int, tuple[Tensor, list[float], int]] = {}
-        self.scales: dict[int, tuple[Tensor, int, Any]] = {}  # of a table of sigmas
+        # For a table of sigmas its version, and sqrt(sigma^2 + 1) of each entry.
+        self.scales: dict[int, tuple[Tensor, int, Any]] = {}
         self.attributes: dict[Any, _Attributes] = {}  # by names and types
         self.counts: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()

@@ -135,7 +135,7 @@ def denoising_batches(images: list[Tensor], preset: Preset, device: str) -> Batc
     """Batches of crops with their noise levels, stratified over the whole range."""
 
     def batch(step: int, generator: torch.Generator) -> Batch:
-        # Not the generator's own seed: on a CPU noise would be made of the numbers of the crops.
+        # A CPU generator of the same seed would repeat, as noise, the numbers that chose the crops.
         host = torch.Generator().manual_seed(derive_seed(generator.initial_seed(), 1))
         x = crops(images, preset.batch, preset.size, host, device)
         at = (torch.arange(preset.batch) + torch.rand(preset.batch, generator=host)) / preset.batch
