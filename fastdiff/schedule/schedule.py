@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from fastdiff.frameworks import first_answer
+from fastdiff.schedule import grids
 
 Array = Any  # a float, a float64 numpy array or a torch tensor
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras", "logsnr"]
@@ -71,6 +72,8 @@ class NoiseSchedule:
     spacing: str
 
     time_scale: float = 1.0
+
+    _grid = staticmethod(grids.continuous)  # what spaces the times of this kind of schedule
 
     # -- what a schedule is: these two functions of time ------------------------------------------
 
@@ -282,7 +285,7 @@ class NoiseSchedule:
                 are times, or times that do not move towards less noise.
         """
         if spacing is not None and not isinstance(spacing, str):
-            return self._given_times(steps, spacing)
+            return grids.given(self, steps, spacing)
         spacing = self.spacing if spacing is None else spacing
         if spacing not in SPACINGS:
             raise ValueError(
@@ -299,7 +302,7 @@ class NoiseSchedule:
         low = self.last if self.clean is None else self.clean
         if not low < first <= self.first:
             raise ValueError(f"start must be above {low} and at most {self.first}; got {start}")
-        times = self._spaced_times(int(steps), spacing, start, convention)
+        times = self._grid(self, int(steps), spacing, start, convention)
         if not (np.diff(times) < 0).all():
             raise ValueError(
                 f"steps = {steps} leaves no room between times {first:g} and {low:g} at spacing "
@@ -315,59 +318,12 @@ class NoiseSchedule:
             )
         return self
 
-    def _given_times(self, steps: int | None, given: Sequence[float]) -> np.ndarray:
-        times = np.asarray(given, dtype=np.float64)
-        low = self.last if self.clean is None else self.clean
-        if times.ndim != 1 or len(times) < 2:
-            raise ValueError(f"spacing given as times needs at least two; got shape {times.shape}")
-        if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"steps must be {len(times) - 1} for {len(times)} times; got {steps}")
-        if not (np.isfinite(times).all() and (np.diff(times) < 0).all()):
-            raise ValueError("spacing given as times must be finite and strictly decreasing")
-        if times[0] > self.first or times[-1] < low:
-            raise ValueError(
-                f"spacing given as times must lie in [{low}, {self.first}]; "
-                f"got {times[0]} .. {times[-1]}"
-            )
-        return times
-
-    def _spaced_times(
-        self, steps: int, spacing: str, start: float | None, convention: str
-    ) -> np.ndarray:
-        if convention != "aligned":
-            self.with_convention(convention)
-        if spacing in ("leading", "quadratic"):
-            raise ValueError(f"spacing {spacing!r} is for beta schedules; got it for {self.name}")
-        first = self.first if start is None else float(start)
-        end = self.last if self.clean is None else self.clean
-        if spacing == "trailing":
-            return np.linspace(first, end, steps + 1)
-        return self._with_end(first, spacing, steps)
-
-    def _with_end(self, first: float, spacing: str, steps: int) -> np.ndarray:
-        """Nodes spaced between `first` and `last`, then the clean time where there is one."""
-        count = steps if self.clean is not None else steps + 1
-        last = min(self.last, first)
-        if spacing == "linspace":
-            nodes = np.linspace(first, last, count)
-        else:
-            high, low = self.logsnr(first), self.logsnr(last)
-            if spacing == "logsnr":
-                logsnr = np.linspace(high, low, count)
-            else:  # Karras et al. 2022, eq. 5, with rho = 7: uniform in (sigma / alpha)^(1/7)
-                roots = np.linspace(math.exp(-high / 14), math.exp(-low / 14), count)
-                logsnr = -14 * np.log(roots)
-            nodes = np.asarray(self.time(logsnr))
-            nodes[0] = first  # the inverse rounds; the ends are known
-            if count > 1:
-                nodes[-1] = last
-        return nodes if self.clean is None else np.append(nodes, self.clean)
-
 
 @dataclass(frozen=True)
 class _Discrete(NoiseSchedule):
     """Beta schedules: log alpha-bar at times -1, 0 .. T-1, linear between them."""
 
+    _grid = staticmethod(grids.whole)
     log_bar: tuple[float, ...] = ()
     # "published": time t reads entry t + 1 of alpha-bar, fractions cut off.
     published: bool = False
@@ -418,52 +374,6 @@ class _Discrete(NoiseSchedule):
 
     def with_convention(self, convention: str) -> NoiseSchedule:
         return replace(self, published=True) if convention == "published" else self
-
-    def _spaced_times(
-        self, steps: int, spacing: str, start: float | None, convention: str
-    ) -> np.ndarray:
-        first = self.first if start is None else float(start)
-        span = int(first) + 1  # times 0 .. span - 1, and -1
-        if steps > span:
-            raise ValueError(
-                f"steps must be at most {span}, the number of times from {first:g} "
-                f"down to 0; got {steps}"
-            )
-        if convention != "aligned" and spacing != "leading":
-            raise ValueError(
-                f'convention {convention!r} goes with spacing "leading"; got {spacing!r}'
-            )
-        stride = span // steps
-        if convention == "published":
-            if start is not None:
-                raise ValueError('start does not go with convention "published"')
-            nodes = np.arange(0, span, stride)[::-1]
-            if nodes[0] + 2 >= len(self.log_bar):
-                raise ValueError(
-                    f"steps = {steps} puts the published grid on time {nodes[0]}, whose alpha-bar "
-                    f"the published index (one too high) does not have; take another number of "
-                    f'steps or convention "aligned"'
-                )
-            return np.append(nodes, -1).astype(np.float64)
-        if spacing == "leading":
-            offset = 1 if convention == "offset" else 0
-            nodes = np.arange(steps)[::-1] * stride + offset
-            if start is not None:  # the rest of such a grid, where start is one of its nodes
-                nodes = np.append(first, np.round(np.linspace(first, offset, steps))[1:])
-            if nodes[0] > self.first:
-                raise ValueError(
-                    f'steps = {steps} puts convention "offset" on time {nodes[0]}, past the last '
-                    f"one, {self.first:g}"
-                )
-            return np.append(nodes, offset - 1).astype(np.float64)
-        if spacing == "trailing":
-            nodes = np.round(np.arange(steps)[::-1] * (span / steps)) - 1
-            return np.append(first, nodes)
-        if spacing == "quadratic":  # Song et al. 2021 (DDIM), appendix D.2
-            top = math.floor(0.8 * span) if start is None else first
-            nodes = np.floor(np.linspace(math.sqrt(top), 0, steps)[1:] ** 2 + 1e-9)
-            return np.concatenate([[top], nodes, [-1.0]])
-        return self._with_end(first, spacing, steps)
 
 
 @dataclass(frozen=True)
@@ -542,6 +452,7 @@ class _LinearBetaSDE(NoiseSchedule):
 class _Flow(NoiseSchedule):
     """alpha = 1 - t, sigma = t. Steps are spaced in unshifted time, then shifted."""
 
+    _grid = staticmethod(grids.shifted)
     shift: float = 1.0
 
     def log_alpha(self, t: Array) -> Array:
@@ -557,19 +468,6 @@ class _Flow(NoiseSchedule):
 
     def time(self, logsnr: Array) -> Array:
         return plain(1 / (1 + np.exp(0.5 * np.asarray(logsnr))))
-
-    def _spaced_times(
-        self, steps: int, spacing: str, start: float | None, convention: str
-    ) -> np.ndarray:
-        if spacing not in ("trailing", "linspace"):
-            return super()._spaced_times(steps, spacing, start, convention)
-        # Start is a shifted time: unshift it, space, shift.
-        first = self.first if start is None else float(start)
-        unshifted = first / (self.shift - (self.shift - 1) * first)
-        t = super()._spaced_times(steps, spacing, unshifted, convention)
-        times = self.shift * t / (1 + (self.shift - 1) * t)
-        times[0] = first  # to the last bit
-        return times
 
 
 def _from_betas(name: str, betas: np.ndarray) -> NoiseSchedule:
