@@ -284,7 +284,7 @@ def test_a_solver_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tableau.nfe == 8 and tableau.slots == 2
     errors = orders.errors("a_midpoint_of_ones_own", MILD, (40, 80, 160))
     np.testing.assert_allclose(orders.slopes(errors), 2, atol=0.2)
-    with pytest.raises(ValueError, match="'midpoint' is registered already"):
+    with pytest.raises(ValueError, match="'a_midpoint_of_ones_own' is registered already"):
         register_solver("a_midpoint_of_ones_own", midpoint)
     with pytest.raises(ValueError, match="solves_for must be 'epsilon' or 'sample'; got 'v'"):
         register_solver("another", midpoint, solves_for="v")
