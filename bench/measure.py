@@ -12,6 +12,7 @@ import gc
 import itertools
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -131,6 +132,7 @@ def gates_of(cases: Iterable[Case], deadline: float = float("inf")) -> Iterator[
         try:
             yield gate_of(case)
         except Exception as error:
+            traceback.print_exc()
             yield {"case": case.name, "said": _words(error), "ok": False}
 
 

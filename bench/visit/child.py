@@ -166,7 +166,7 @@ def probe(child: Child) -> bool:
 
 
 def times(child: Child) -> bool:
-    """Quick gates of entries, then the chosen cases with the chosen baselines."""
+    """The chosen cases with the chosen baselines, their gates first."""
     import torch
 
     from ..measure import run_entries
@@ -186,13 +186,13 @@ def times(child: Child) -> bool:
     return run_entries(
         child.entries(), record_of(child), child.device, quick=child.dry,
         threads=[torch.get_num_threads()], say=lambda line: print(line, flush=True),
-        deadline=child.deadline, choose=choose, quick_gates=True,
+        deadline=child.deadline, choose=choose,
     )  # fmt: skip
 
 
 def record_of(child: Child) -> Any:
     """A record whose finds are appended as lines."""
-    from ..record import Record, summed_up
+    from ..record import Record
 
     class Streamed(Record):
         def __init__(self) -> None:
@@ -200,8 +200,8 @@ def record_of(child: Child) -> Any:
             self.resumed = True
 
         def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-            self.data["gates"][entry] = summed_up(gates)
-            child.lines.append("gates", entry=entry, gates=gates, quick=True)
+            child.lines.append("gates", entry=entry, gates=gates)
+            self.data["gates"] = child.lines.record()["gates"]  # other processes' too
 
         def skipped(self, entry: str, why: str) -> None:
             child.lines.append("skipped", name=entry, said=why)
@@ -225,27 +225,26 @@ def check(child: Child) -> bool:
         return test(child)
     if part in ("memcheck", "racecheck"):
         return sanitize(child, part)
-    return gates(child, part)
-
-
-def gates(child: Child, name: str) -> bool:
-    """All gates of one entry."""
-    from ..measure import gates_of
     from ..registry import named
 
-    entry = named(name)
+    return gates(child, named(part))
+
+
+def gates(child: Child, entry: Any) -> bool:
+    """All gates of one entry."""
+    from ..measure import gates_of
+
     if why := entry.lacks():
         child.lines.append("skipped", name=entry.name, said=why)
         return True
     found = []
-    for gate in gates_of(entry, child.device, child.dry, child.deadline):
+    for gate in gates_of(entry.cases(child.device, child.dry), child.deadline):
         found.append(gate)
         if not gate["ok"]:
             print(f"RED {entry.name} {gate}", flush=True)
     red = sum(not gate["ok"] for gate in found)
     print(f"{entry.name}: {len(found) - red} of {len(found)} gates green")
-    if time.monotonic() < child.deadline or red:
-        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
+    child.lines.append("gates", entry=entry.name, gates=found)
     return not red
 
 
@@ -369,26 +368,15 @@ def counters(child: Child) -> bool:
 
 
 def explain(child: Child) -> bool:
-    """Entries that went wrong: every gate and the failed cases once more, with whole tracebacks."""
+    """Entries that went wrong: every gate and the failed cases once more, with whole tracebacks.
+
+    Of these a failed gate prints its own.
+    """
     import torch
 
     green = True
     for entry in child.entries():
-        found: list[dict[str, Any]] = []
-        try:
-            for gate in entry.gates(child.device, child.dry):
-                found.append(gate)
-                if not gate["ok"]:
-                    print(f"RED {entry.name} {gate}", flush=True)
-                if time.monotonic() > child.deadline:
-                    return False  # Without a line, so that the earlier gates stay in the record.
-        except Exception:
-            traceback.print_exc()
-            found.append(
-                {"case": "a gate failed", "said": traceback.format_exc()[-2000:], "ok": False}
-            )
-        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
-        green &= all(gate["ok"] for gate in found)
+        green &= gates(child, entry)
         for case in entry.cases(child.device, child.dry):
             if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
                 continue
