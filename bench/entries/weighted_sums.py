@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,8 +16,6 @@ from bench.published import clipped_ddim_step, plms_step
 from bench.registry import Baseline, Case, Entry
 from fastdiff import NoiseSchedule
 from fastdiff.ops import weighted_sums_ref, weighted_sums_unchecked
-
-TIMES = (500, 480)  # a step of fifty from the middle of a run
 
 
 class Row(NamedTuple):
@@ -32,24 +29,24 @@ class Row(NamedTuple):
         return len(self.weights) - bool(self.clamp)
 
 
-@cache
-def levels() -> tuple[float, float, float, float]:
-    """alpha and sigma before and after the step."""
-    schedule = NoiseSchedule.linear_beta()
-    (alpha, sigma), (alpha_next, sigma_next) = (schedule.rates(t) for t in TIMES)
-    return alpha, sigma, alpha_next, sigma_next
+# alpha and sigma before and after a step of fifty, from the middle of a run
+LEVELS = [level for t in (500, 480) for level in NoiseSchedule.linear_beta().rates(t)]
 
 
-@cache
-def rows() -> dict[str, Row]:
-    """plms: 6 passes. ddim clipped: 3; x weighs in the clamped x0 alone."""
-    alpha, sigma, alpha_next, sigma_next = levels()
+def _plms() -> Row:
+    alpha, sigma, alpha_next, sigma_next = LEVELS
     ratio = alpha_next / alpha
     mix = (sigma_next - ratio * sigma) / 24
-    return {
-        "plms": Row((ratio, 55 * mix, -59 * mix, 37 * mix, -9 * mix)),
-        "ddim clipped": Row((0, sigma_next, alpha_next), (-1, 1, 1 / alpha, -sigma / alpha)),
-    }
+    return Row((ratio, 55 * mix, -59 * mix, 37 * mix, -9 * mix))
+
+
+def _clipped_ddim() -> Row:
+    """x weighs in the clamped x0 alone."""
+    alpha, sigma, alpha_next, sigma_next = LEVELS
+    return Row((0, sigma_next, alpha_next), (-1, 1, 1 / alpha, -sigma / alpha))
+
+
+ROWS = {"plms": _plms(), "ddim clipped": _clipped_ddim()}  # 6 passes, and 3
 
 
 class Sums(NamedTuple):
@@ -76,14 +73,14 @@ def moved_bytes(row: Row, shape: Shape) -> int:
 
 
 def published_plms(sums: Sums) -> Tensor:
-    alpha, sigma, alpha_next, sigma_next = levels()
+    alpha, sigma, alpha_next, sigma_next = LEVELS
     x, output, *past = sums.operands
     ratio = alpha_next / alpha
     return plms_step(x, output, past, ratio, ratio * sigma - sigma_next, 1.0)
 
 
 def published_ddim(sums: Sums) -> Tensor:
-    return clipped_ddim_step(*sums.operands, *levels())
+    return clipped_ddim_step(*sums.operands, *LEVELS)
 
 
 PUBLISHED = {"plms": published_plms, "ddim clipped": published_ddim}
@@ -105,7 +102,7 @@ def body(row: Row) -> Callable[..., Tensor]:
 
 
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
-    for shape, (name, row) in itertools.product(step_sizes(device), rows().items()):
+    for shape, (name, row) in itertools.product(step_sizes(device), ROWS.items()):
         yield Case(
             name,
             shape,

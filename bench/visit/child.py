@@ -19,7 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fastdiff import _ext
+from fastdiff.ops import seeded_noise
+
+from .. import measure
+from .. import tune as tuning
 from ..files import ROOT
+from ..machine import machine, slug
+from ..record import Record, first_line
+from ..registry import Case, Entry, all_cases, named
+from ..timing import keep_freed_memory
+from . import probes
 from .lines import CUT, Lines
 
 FINDING = 99  # the exit code with which the sanitizer reports a finding
@@ -47,8 +59,6 @@ class Child:
     """The options of this process, and what its lines go to."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        import torch
-
         self.options, self.lines = options, Lines(options.out)
         self.device = torch.device("cpu" if options.dry else "cuda")
         self.kernels = {"compiled": 0, "cached": 0}
@@ -58,41 +68,29 @@ class Child:
     def dry(self) -> bool:
         return bool(self.options.dry)
 
-    def entries(self) -> list[Any]:
-        from ..registry import named
-
-        return [named(name) for name in self.options.entry]
-
 
 # == Kinds of unit =================================================================================
 
 
 def doctor(child: Child) -> bool:
-    """The machine, what is installed on it, and how long the first imports took."""
+    """The machine and what is installed on it."""
     found: dict[str, Any] = {
         name: importlib.util.find_spec(name) is not None
         for name in ("diffusers", "xdist", "pytest_timeout", "ptwt", "pytorch_wavelets")
     }
     child.lines.append("head", machine=found)  # Now: what follows may outlast the unit.
     begun = time.perf_counter()
-    import torch
-
-    imported = time.perf_counter()
     if not child.dry:
         torch.zeros(1, device="cuda").cpu()
     ready = time.perf_counter()
-    from fastdiff import _ext
-
-    from ..machine import machine, slug
-
     built = _ext.build_info()
     found |= {
         # On the CPU the extension serves without CUDA kernels.
         "extension": built.get("sources") == source_digest() and (child.dry or _ext.HAS_CUDA),
         "built_from": built.get("sources", _ext.reason), "sources": source_digest(),
-        "import_torch_s": round(imported - begun, 1), "first_cuda_s": round(ready - imported, 1),
-        "clocks": _said("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw",
-                        "--format=csv,noheader"),
+        "first_cuda_s": round(ready - begun, 1),
+        "clocks": first_line("nvidia-smi", "--format=csv,noheader",
+                             "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"),
         "cold": not child.dry and not cache_serves(child),
     }  # fmt: skip
     child.lines.append("head", **machine(child.device), threads=[torch.get_num_threads()],
@@ -103,10 +101,6 @@ def doctor(child: Child) -> bool:
 
 def cache_serves(child: Child) -> bool:
     """Whether a launch that `python -m bench warm` compiles is in the cache here."""
-    import torch
-
-    from fastdiff.ops import seeded_noise
-
     before = dict(child.kernels)
     seeded_noise(torch.arange(4, device=child.device), (4, 3, 32, 32))
     return child.kernels["compiled"] == before["compiled"]
@@ -127,8 +121,6 @@ def source_digest() -> str:
 
 def build(child: Child) -> bool:
     """The extension, for this GPU alone."""
-    import torch
-
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if child.dry:
         print(f"dry: not run: {' '.join(command)}")
@@ -138,18 +130,8 @@ def build(child: Child) -> bool:
     return subprocess.run(command, cwd=ROOT, env=env).returncode == 0
 
 
-def _said(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
-
-
 def probe(child: Child) -> bool:
     """One of the questions in probes.py, answered."""
-    from . import probes
-
     begun = time.perf_counter()
     try:
         said: Any = "for a GPU only"
@@ -167,12 +149,6 @@ def probe(child: Child) -> bool:
 
 def times(child: Child) -> bool:
     """The chosen cases with the chosen baselines, their gates first."""
-    import torch
-
-    from ..measure import run_entries
-    from ..registry import Case
-    from ..timing import keep_freed_memory
-
     pattern, compiled = re.compile(child.options.cases), child.options.compiled
 
     def choose(case: Case) -> Case | None:
@@ -183,39 +159,34 @@ def times(child: Child) -> bool:
         return replace(case, baselines=kept) if kept or compiled != "alone" else None
 
     keep_freed_memory()
-    return run_entries(
-        child.entries(), record_of(child), child.device, quick=child.dry,
-        threads=[torch.get_num_threads()], say=lambda line: print(line, flush=True),
-        deadline=child.deadline, choose=choose,
+    entries, record = map(named, child.options.entry), Streamed(child.lines)
+    return measure.run_entries(
+        entries, record, child.device, quick=child.dry, threads=[torch.get_num_threads()],
+        say=lambda line: print(line, flush=True), deadline=child.deadline, choose=choose,
     )  # fmt: skip
 
 
-def record_of(child: Child) -> Any:
+class Streamed(Record):
     """A record whose finds are appended as lines."""
-    from ..record import Record
 
-    class Streamed(Record):
-        def __init__(self) -> None:
-            self.data = child.lines.record()
-            self.resumed = True
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.data, self.resumed = lines, lines.record(), True
 
-        def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-            child.lines.append("gates", entry=entry, gates=gates)
-            self.data["gates"] = child.lines.record()["gates"]  # other processes' too
+    def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
+        self.lines.append("gates", entry=entry, gates=gates)
+        self.data["gates"] = self.lines.record()["gates"]  # other processes' too
 
-        def skipped(self, entry: str, why: str) -> None:
-            child.lines.append("skipped", name=entry, said=why)
+    def skipped(self, entry: str, why: str) -> None:
+        self.lines.append("skipped", name=entry, said=why)
 
-        def case(self, name: str, row: dict[str, Any]) -> None:
-            child.lines.append("case", name=name, row=row)
+    def case(self, name: str, row: dict[str, Any]) -> None:
+        self.lines.append("case", name=name, row=row)
 
-        def failed(self, name: str, said: str) -> None:
-            child.lines.append("failed", name=name, said=said)
+    def failed(self, name: str, said: str) -> None:
+        self.lines.append("failed", name=name, said=said)
 
-        def complete(self) -> None:
-            """Nothing: only the whole visit knows when it is complete."""
-
-    return Streamed()
+    def complete(self) -> None:
+        """Nothing: only the whole visit knows when it is complete."""
 
 
 def check(child: Child) -> bool:
@@ -225,20 +196,16 @@ def check(child: Child) -> bool:
         return test(child)
     if part in ("memcheck", "racecheck"):
         return sanitize(child, part)
-    from ..registry import named
-
     return gates(child, named(part))
 
 
-def gates(child: Child, entry: Any) -> bool:
+def gates(child: Child, entry: Entry) -> bool:
     """All gates of one entry."""
-    from ..measure import gates_of
-
     if why := entry.lacks():
         child.lines.append("skipped", name=entry.name, said=why)
         return True
     found = []
-    for gate in gates_of(entry.cases(child.device, child.dry), child.deadline):
+    for gate in measure.gates_of(entry.cases(child.device, child.dry), child.deadline):
         found.append(gate)
         if not gate["ok"]:
             print(f"RED {entry.name} {gate}", flush=True)
@@ -317,18 +284,11 @@ def sanitize(child: Child, tool: str) -> bool:
 
 def tune(child: Child) -> bool:
     """The fastest launch configuration of each kernel variant, into the folder."""
-    from ..tune import tune
-
-    return tune(child.device, child.options.out / "multistep_step.json") == 0
+    return tuning.tune(child.device, child.options.out / "multistep_step.json") == 0
 
 
 def launches(child: Child) -> bool:
     """Kernels of a call of ours, for every case that has times; a profile slows nothing here."""
-    import torch
-
-    from ..measure import launches
-    from ..registry import all_cases
-
     rows = child.lines.record()["cases"]
     wanted = {name for name, row in rows.items() if row["launches"] is None}
     for name, _, case in all_cases(child.device, child.dry):
@@ -336,7 +296,7 @@ def launches(child: Child) -> bool:
             with torch.inference_mode():
                 call = case.ours([case.inputs(0)])
                 call(0)
-                count = launches(call, child.device)
+                count = measure.launches(call, child.device)
             child.lines.append("launches", name=name, count=count)
     return True
 
@@ -372,10 +332,8 @@ def explain(child: Child) -> bool:
 
     Of these a failed gate prints its own.
     """
-    import torch
-
     green = True
-    for entry in child.entries():
+    for entry in map(named, child.options.entry):
         green &= gates(child, entry)
         for case in entry.cases(child.device, child.dry):
             if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
@@ -397,19 +355,14 @@ def explain(child: Child) -> bool:
 
 def again(child: Child) -> bool:
     """Cases whose times scattered, once more: kept beside the first ones."""
-    import torch
-
-    from ..measure import line, row_of
-    from ..registry import all_cases
-
     threads = torch.get_num_threads()
     for name, entry, case in all_cases(child.device, child.dry):
         if name in child.options.name and time.monotonic() < child.deadline:
             kept = {n: b for n, b in case.baselines.items() if not b.compiles}
             case = replace(case, baselines=kept)
-            row = row_of(entry, case, child.device, quick=child.dry, threads=threads)
+            row = measure.row_of(entry, case, child.device, quick=child.dry, threads=threads)
             child.lines.append("case", name=name, row=row)
-            print(line(name, row), flush=True)
+            print(measure.line(name, row), flush=True)
     return True
 
 
@@ -439,10 +392,7 @@ def counted(child: Child) -> Iterator[None]:
 
 
 def main(given: list[str]) -> int:
-    options = arguments().parse_args(given)
-    if options.dry:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
-    child = Child(options)
+    child = Child(options := arguments().parse_args(given))
     with counted(child):
         green = KINDS[options.kind](child)
         cut = options.kind in ("times", "check") and time.monotonic() > child.deadline

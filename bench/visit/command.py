@@ -80,6 +80,7 @@ def main(given: list[str]) -> int:
         visited=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     env = {**os.environ, **prepared(), "PYTHONUNBUFFERED": "1"}
+    env |= {"TRITON_INTERPRET": "1"} if options.dry else {}
     visit = Visit(
         chosen(options.only, before),
         out,

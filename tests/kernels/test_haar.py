@@ -77,7 +77,7 @@ def test_one_launch(row, monkeypatch):
     """Of its own: deterministic mode would fill fresh memory by another."""
     columns = entry.ROWS[row].columns
     sets = [entry.buffers(0, (2, 3, 64, 64), CUDA, columns, 1 if row == "expand" else 3)]
-    call = entry.ROWS[row].ours(sets)
+    call = lambda i: entry.ROWS[row].ours(sets[i])
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     call(0)
     kinds = [torch.profiler.ProfilerActivity.CUDA]

@@ -73,7 +73,7 @@ TIERS = {torch.float64: 1e-12, torch.float32: EXACT, torch.float16: 1e-3, torch.
 
 @pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_spectral_filter.py holds it on the CPU")
 @pytest.mark.parametrize("dtype", TIERS)
-@pytest.mark.parametrize("size", [(1, 1), (5, 7), (28, 28), (33, 64), (63, 20), (101, 37)], ids=str)
+@pytest.mark.parametrize("size", [(5, 7), (33, 64), (101, 37)], ids=str)
 def test_dtypes_and_layouts_of_the_op(size, dtype):
     """In one launch and by transforms."""
     x, response = case((2, 3, *size), 3, dtype, gain=True)

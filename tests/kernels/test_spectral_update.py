@@ -132,7 +132,7 @@ TIERS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 1e-3, torch.b
 
 @pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_spectral_update.py holds it on the CPU")
 @pytest.mark.parametrize("dtype", TIERS)
-@pytest.mark.parametrize("size", [(1, 1), (5, 7), (33, 64), (63, 20), (101, 37)], ids=str)
+@pytest.mark.parametrize("size", [(5, 7), (33, 64), (101, 37)], ids=str)
 def test_dtypes_of_the_moves(size, dtype):
     """In one launch and by transforms, noise drawn inside."""
     made, (x, score) = gains(3, size), images((2, 3, *size), dtype)
