@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastdiff
 from bench.baselines import loop
 from bench.inputs import cpu_normals
-from bench.loops import Plain, compiled, scheduler
+from bench.loops import Plain, compiled, scheduler, stock
 from bench.registry import Baseline, Call, Case, Entry
 
 SIDE = 32
@@ -66,16 +66,7 @@ def stepped(
     noises: Sequence[Tensor],
 ) -> Call:
     """The stock scheduler's loop, the network prepared in some way."""
-    network, stepper = Plain(prepare(unet(device))), ddim()
-
-    def call(i: int) -> Tensor:
-        stepper.set_timesteps(steps, device=device)
-        x = noises[i]
-        for t in stepper.timesteps:
-            x = stepper.step(network(x, t), t, x).prev_sample
-        return x
-
-    return call
+    return stock(Plain(prepare(unet(device))), ddim, steps, noises)
 
 
 def ours(device: torch.device, steps: int, noises: Sequence[Tensor]) -> Call:

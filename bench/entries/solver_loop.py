@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.baselines import loop
 from bench.inputs import LATENT, LATENTS, cpu_normals
-from bench.loops import replaying, scheduler
+from bench.loops import replaying, scheduler, stock
 from bench.registry import Call, Case, Entry
 from fastdiff import NoiseSchedule, Sampler, solver_names
 
@@ -44,20 +44,6 @@ def ours(solver: str, steps: int, capture: str, noises: Sequence[Tensor]) -> Cal
     return replaying(sampler, run) if capture == "always" else run
 
 
-def stock(name: str, options: dict[str, Any], steps: int, noises: Sequence[Tensor]) -> Call:
-    """The loop that diffusers' pipelines write."""
-    stepper = scheduler(name, **options)
-
-    def call(i: int) -> Tensor:
-        stepper.set_timesteps(steps, device=noises[i].device)
-        x = noises[i] * stepper.init_noise_sigma
-        for t in stepper.timesteps:
-            x = stepper.step(network(stepper.scale_model_input(x, t), t), t, x).prev_sample
-        return x
-
-    return call
-
-
 def exact(solver: str, steps: int, noises: Sequence[Tensor]) -> Call:
     """The same loop in float64, from Python."""
     return ours(solver, steps, "never", [noise.double() for noise in noises])
@@ -76,7 +62,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
         baselines = {EAGER: loop(partial(ours, solver, steps, "never"), devices=("cuda",))}
         if solver in PAIRS:
             label, name, options = PAIRS[solver]
-            baselines[label] = loop(partial(stock, name, options, steps), "diffusers")
+            stepper = partial(scheduler, name, **options)
+            baselines[label] = loop(partial(stock, network, stepper, steps), "diffusers")
         yield Case(
             solver,
             shape,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -33,6 +33,7 @@ from ..registry import Case, Entry, all_cases, named
 from ..timing import keep_freed_memory
 from . import probes
 from .lines import CUT, Lines
+from .plan import Unit
 
 FINDING = 99  # the exit code with which the sanitizer reports a finding
 COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
@@ -40,33 +41,18 @@ COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write
             "sm__throughput.avg.pct_of_peak_sustained_elapsed")  # fmt: skip
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.visit.child", description=__doc__)
-    parser.add_argument("--kind", required=True, choices=sorted(KINDS))
-    parser.add_argument("--unit", required=True)
-    parser.add_argument("--part", default="")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--until", type=float, required=True, help="epoch seconds")
-    parser.add_argument("--entry", action="append", default=[])
-    parser.add_argument("--name", action="append", default=[])
-    parser.add_argument("--cases", default="")
-    parser.add_argument("--compiled", choices=("alone", "too"))
-    parser.add_argument("--dry", action="store_true")
-    return parser
-
-
 class Child:
-    """The options of this process, and what its lines go to."""
+    """What this process is to do, and what its lines go to.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.lines = options, Lines(options.out)
-        self.device = torch.device("cpu" if options.dry else "cuda")
+    `part`: of the unit's; `until`: epoch seconds; `out`: the visit's folder; `dry`: on the CPU.
+    """
+
+    def __init__(self, unit: Unit, part: str, until: float, out: str, dry: bool) -> None:
+        self.unit, self.part, self.dry = unit, part, dry
+        self.out, self.lines = Path(out), Lines(Path(out))
+        self.device = torch.device("cpu" if dry else "cuda")
         self.kernels = {"compiled": 0, "cached": 0}
-        self.deadline = time.monotonic() + options.until - time.time()
-
-    @property
-    def dry(self) -> bool:
-        return bool(self.options.dry)
+        self.deadline = time.monotonic() + until - time.time()
 
 
 # == Kinds of unit =================================================================================
@@ -135,31 +121,31 @@ def probe(child: Child) -> bool:
     begun = time.perf_counter()
     try:
         said: Any = "for a GPU only"
-        if not child.dry or child.options.part in probes.ANYWHERE:
-            said = probes.PROBES[child.options.part](child.device)
+        if not child.dry or child.part in probes.ANYWHERE:
+            said = probes.PROBES[child.part](child.device)
         ok = True
     except Exception as error:
         traceback.print_exc()
         said, ok = f"{type(error).__name__}: {error}", False
     seconds = round(time.perf_counter() - begun, 1)
-    child.lines.append("probe", name=child.options.part, ok=ok, said=said, seconds=seconds)
-    print(f"{child.options.part}: {said}")
+    child.lines.append("probe", name=child.part, ok=ok, said=said, seconds=seconds)
+    print(f"{child.part}: {said}")
     return ok
 
 
 def times(child: Child) -> bool:
     """The chosen cases with the chosen baselines, their gates first."""
-    pattern, compiled = re.compile(child.options.cases), child.options.compiled
+    unit = child.unit
 
     def choose(case: Case) -> Case | None:
-        if not pattern.search(case.name):
+        if not re.search(unit.cases, case.name):
             return None
         kept = {name: b for name, b in case.baselines.items()
-                if compiled == "too" or b.compiles == (compiled == "alone")}  # fmt: skip
-        return replace(case, baselines=kept) if kept or compiled != "alone" else None
+                if unit.compiled in (None, b.compiles)}  # fmt: skip
+        return replace(case, baselines=kept) if kept or not unit.compiled else None
 
     keep_freed_memory()
-    entries, record = map(named, child.options.entry), Streamed(child.lines)
+    entries, record = map(named, child.unit.entries), Streamed(child.lines)
     return measure.run_entries(
         entries, record, child.device, quick=child.dry, threads=[torch.get_num_threads()],
         say=lambda line: print(line, flush=True), deadline=child.deadline, choose=choose,
@@ -191,7 +177,7 @@ class Streamed(Record):
 
 def check(child: Child) -> bool:
     """What is not timed: the tests, the sanitizer's tools, or all gates of an entry."""
-    part = child.options.part
+    part = child.part
     if part == "tests":
         return test(child)
     if part in ("memcheck", "racecheck"):
@@ -238,8 +224,8 @@ def test(child: Child) -> bool:
     import pytest
 
     command = ["-q", "-m", "gpu", "--no-header", "-p", "no:cacheprovider"]
-    if child.options.name:
-        command += ["--tb=long", *child.options.name]
+    if child.unit.names:
+        command += ["--tb=long", *child.unit.names]
     else:
         command += gpu_tests()
         if importlib.util.find_spec("xdist"):
@@ -256,9 +242,13 @@ def gpu_tests() -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
 
 
+def nvidias(tool: str) -> str:
+    return shutil.which(tool) or f"/usr/local/cuda/bin/{tool}"
+
+
 def sanitize(child: Child, tool: str) -> bool:
     """A tool of compute-sanitizer over a small launch of each kernel: odd sizes, every operand."""
-    command = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    command = nvidias("compute-sanitizer")
     if child.dry or not Path(command).is_file():
         said = "dry: not run" if child.dry else "compute-sanitizer is not installed"
         child.lines.append("probe", name=tool, ok=True, said=said)
@@ -284,7 +274,7 @@ def sanitize(child: Child, tool: str) -> bool:
 
 def tune(child: Child) -> bool:
     """The fastest launch configuration of each kernel variant, into the folder."""
-    return tuning.tune(child.device, child.options.out / "multistep_step.json") == 0
+    return tuning.tune(child.device, child.out / "multistep_step.json") == 0
 
 
 def launches(child: Child) -> bool:
@@ -303,12 +293,12 @@ def launches(child: Child) -> bool:
 
 def counters(child: Child) -> bool:
     """Bytes from the memory's own counters, of one launch of each kernel."""
-    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    tool = nvidias("ncu")
     if child.dry or not Path(tool).is_file():
         print("dry: not run" if child.dry else "ncu is not installed")
         return True
     launches = (sys.executable, "-m", "bench.visit.kernels")
-    log = child.options.out / "ncu.csv"  # ncu writes as it goes, so a kill loses little
+    log = child.out / "ncu.csv"  # ncu writes as it goes, so a kill loses little
     done = subprocess.run(
         [tool, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
          "--log-file", str(log), "--metrics", ",".join(COUNTERS), "--kernel-name",
@@ -333,10 +323,10 @@ def explain(child: Child) -> bool:
     Of these a failed gate prints its own.
     """
     green = True
-    for entry in map(named, child.options.entry):
+    for entry in map(named, child.unit.entries):
         green &= gates(child, entry)
         for case in entry.cases(child.device, child.dry):
-            if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
+            if not any(name.startswith(f"{entry.name} {case.name}") for name in child.unit.names):
                 continue
             buffers = [case.inputs(0)]
             makers: dict[str, Callable[..., Any]] = {"fastdiff": case.ours}
@@ -357,7 +347,7 @@ def again(child: Child) -> bool:
     """Cases whose times scattered, once more: kept beside the first ones."""
     threads = torch.get_num_threads()
     for name, entry, case in all_cases(child.device, child.dry):
-        if name in child.options.name and time.monotonic() < child.deadline:
+        if name in child.unit.names and time.monotonic() < child.deadline:
             kept = {n: b for n, b in case.baselines.items() if not b.compiles}
             case = replace(case, baselines=kept)
             row = measure.row_of(entry, case, child.device, quick=child.dry, threads=threads)
@@ -388,16 +378,18 @@ def counted(child: Child) -> Iterator[None]:
         yield
     finally:
         if any(count.values()):
-            child.lines.append("triton", unit=child.options.unit, **count)
+            child.lines.append("triton", unit=child.unit.name, **count)
 
 
-def main(given: list[str]) -> int:
-    child = Child(options := arguments().parse_args(given))
+def main(given: str) -> int:
+    """`given`: JSON of what `Child` takes, as command.py writes it."""
+    order = json.loads(given)
+    child = Child(Unit(**order.pop("unit")), **order)
     with counted(child):
-        green = KINDS[options.kind](child)
-        cut = options.kind in ("times", "check") and time.monotonic() > child.deadline
+        green = KINDS[child.unit.kind](child)
+        cut = child.unit.kind in ("times", "check") and time.monotonic() > child.deadline
         return CUT if green and cut else 0 if green else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,8 @@ def chosen(only: list[str] | None, before: dict[str, Any] | None) -> list[Unit]:
 def child(unit: Unit, part: str, until: float, out: Path, dry: bool) -> list[str]:
     """The process that does a part of a unit; it begins nothing in its last seconds."""
     until -= min(3.0, 0.1 * unit.limit_s)
-    command = [sys.executable, "-m", "bench.visit.child", "--kind", unit.kind, "--part", part,
-               "--unit", unit.name, "--until", f"{until:.2f}", "--out", str(out)]  # fmt: skip
-    for option, values in (("--entry", unit.entries), ("--name", unit.names)):
-        for value in values:
-            command += [option, value]
-    command += ["--cases", unit.cases] if unit.cases else []
-    command += [] if unit.compiled is False else ["--compiled", "alone" if unit.compiled else "too"]
-    return command + ["--dry"] * dry
+    order = {"unit": asdict(unit), "part": part, "until": until, "out": str(out), "dry": dry}
+    return [sys.executable, "-m", "bench.visit.child", json.dumps(order)]
 
 
 def again(name: str, options: argparse.Namespace) -> str:
