@@ -24,7 +24,7 @@ from typing import Any
 from .compile_only import STUBS
 from .files import ROOT
 from .ptx import PLUGIN, TESTS
-from .visit.command import CACHE, triton_environment, unpack
+from .visit.brought import CACHE, triton_environment, unpack
 from .visit.plan import ENTRIES
 
 MOST = 1 << 24  # elements; larger cases launch the same variants, so they are not walked

@@ -79,11 +79,10 @@ def published_plms(sums: Sums) -> Tensor:
     return plms_step(x, output, past, ratio, ratio * sigma - sigma_next, 1.0)
 
 
-def published_ddim(sums: Sums) -> Tensor:
-    return clipped_ddim_step(*sums.operands, *LEVELS)
-
-
-PUBLISHED = {"plms": published_plms, "ddim clipped": published_ddim}
+PUBLISHED = {
+    "plms": published_plms,
+    "ddim clipped": lambda sums: clipped_ddim_step(*sums.operands, *LEVELS),
+}
 
 
 def body(row: Row) -> Callable[..., Tensor]:

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from ..record import Record, first_line
 from ..registry import Case, Entry, all_cases, named
 from ..timing import keep_freed_memory
 from . import probes
+from .brought import source_digest
 from .lines import CUT, Lines
 from .plan import Unit
 
@@ -98,11 +98,6 @@ def warm(child: Child) -> bool:
         return True
     command = [sys.executable, "-m", "bench", "warm", "--cache", os.environ["TRITON_CACHE_DIR"]]
     return subprocess.run(command).returncode == 0
-
-
-def source_digest() -> str:
-    """Of the sources that are here, as setup.py writes it into build_info."""
-    return runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT)
 
 
 def build(child: Child) -> bool:

@@ -52,9 +52,8 @@ def main(given: list[str]) -> int:
             row = {"entry": name, "kind": "op", "p20_us": 1.0, "p50_us": 1.0, "p80_us": 1.0,
                    "over_ours": {"x": 2.0}, "skipped": {}, "times": {}, "rounds": {}}  # fmt: skip
             lines.append("case", name=case, row=row)
-            with claimed.open(
-                "a"
-            ) as file:  # after the append: whatever stands here must be in the record
+            # After the append: whatever stands here must be in the record.
+            with claimed.open("a") as file:
                 file.write(json.dumps(case) + "\n")
         number += 1
         if fault == "abort":
@@ -88,17 +87,9 @@ def _rehearsed(seconds: float, out: Path) -> list[str]:
 
     def command(unit: Unit, part: str, until: float) -> list[str]:
         share, fault = SCRIPT.get(unit.name, (1.0, ""))
-        return [
-            sys.executable,
-            "-m",
-            "bench.visit.rehearsal",
-            unit.name,
-            part,
-            str(share * unit.seconds),
-            fault,
-            str(out),
-            "0" if unit.name == "doctor" else "3",
-        ]
+        cases = 0 if unit.name == "doctor" else 3
+        given = unit.name, part, share * unit.seconds, fault, out, cases
+        return [sys.executable, "-m", "bench.visit.rehearsal", *map(str, given)]
 
     def call(units: list[Unit], budget: float) -> tuple[list[Line], float]:
         before, begun = len(Lines(out).read()), time.time()

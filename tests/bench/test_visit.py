@@ -133,6 +133,14 @@ def test_a_record_is_shaped_like_those_of_bench(tmp_path):
     assert reds(lines.record())["units"] == ["step"]
 
 
+def test_gates_of_several_processes_add_up_and_the_last_word_counts(tmp_path):
+    lines, gate = Lines(tmp_path), lambda case, ok: {"case": case, "ok": ok}
+    lines.append("gates", entry="toy", gates=[gate("a", False), gate("b", True)])
+    assert lines.record()["gates"]["toy"]["red"] == [gate("a", False)]
+    lines.append("gates", entry="toy", gates=[gate("c", True), gate("a", True)])
+    assert lines.record()["gates"]["toy"] == {"checked": 3, "red": []}
+
+
 def test_a_case_measured_again_keeps_its_ratios_and_gains_the_missing():
     late = row(commit="b", over_ours={"y": 3.0, "x": 9.0}, skipped={}, p50_us=7.0)
     found = together(row(), late)
