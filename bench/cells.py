@@ -27,10 +27,6 @@ SCALE = 7.5  # of guidance
 Prepare = Callable[[nn.Module], nn.Module]
 
 
-def plain(network: nn.Module) -> nn.Module:
-    return network
-
-
 @dataclass(frozen=True)
 class Cell:
     """One network with one method, on one machine."""

@@ -36,6 +36,10 @@ def stock(network: Network, make: Callable[[], Any], steps: int, noises: Sequenc
     return call
 
 
+def plain(network: Any) -> Any:
+    return network
+
+
 def compiled(network: nn.Module) -> nn.Module:
     return torch.compile(network, fullgraph=True, dynamic=False)  # type: ignore[return-value]
 

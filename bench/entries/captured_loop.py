@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from bench.baselines import loop
-from bench.cells import Cell, plain
-from bench.loops import Graphed, Plain, compiled
+from bench.cells import Cell
+from bench.loops import Graphed, Plain, compiled, plain
 from bench.networks import MODELS
 from bench.registry import Baseline, Case, Entry
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastdiff
 from bench.baselines import loop
 from bench.inputs import cpu_normals
-from bench.loops import Plain, compiled, scheduler, stock
+from bench.loops import Plain, compiled, plain, scheduler, stock
 from bench.registry import Baseline, Call, Case, Entry
 
 SIDE = 32
@@ -76,10 +76,6 @@ def ours(device: torch.device, steps: int, noises: Sequence[Tensor]) -> Call:
     return lambda i: sampler(noises[i])
 
 
-def as_it_is(value: Any) -> Any:
-    return value
-
-
 def cases(device: torch.device, quick: bool) -> Iterator[Case]:
     for batch, steps in ((1, 10),) if quick else ((1, 10), (4, 10), (1, 50)):
         shape = (batch, 3, SIDE, SIDE)
@@ -89,15 +85,15 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             shape,
             inputs=lambda i, shape=shape: cpu_normals(1, shape, device, i)[0],
             ours=partial(ours, device, steps),
-            definition=partial(stepped, device, steps, as_it_is),
+            definition=partial(stepped, device, steps, plain),
             allowed=1e-4,
             baselines={
-                "diffusers DDIMPipeline": loop(partial(piped, device, batch, steps, as_it_is)),
+                "diffusers DDIMPipeline": loop(partial(piped, device, batch, steps, plain)),
                 # Only its scheduler becomes ours.
                 "accelerate(DDIMPipeline)": loop(
                     partial(piped, device, batch, steps, fastdiff.accelerate)
                 ),
-                "stock loop": Baseline(partial(stepped, device, steps, as_it_is), capturable=False),
+                "stock loop": Baseline(partial(stepped, device, steps, plain), capturable=False),
                 "stock loop, compiled network": Baseline(
                     slow, compiles=True, capturable=False, quick=False
                 ),

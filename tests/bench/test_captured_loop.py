@@ -9,10 +9,9 @@ pytest.importorskip("diffusers")
 
 import diffusers
 
-from bench.cells import plain
 from bench.entries import captured_loop
 from bench.gates import exact_convolutions, gate_of, relative_error
-from bench.loops import Graphed, Plain
+from bench.loops import Graphed, Plain, plain
 from bench.measure import OURS
 from bench.networks import MODELS
 from bench.report import gpu
