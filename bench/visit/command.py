@@ -18,7 +18,7 @@ from typing import Any
 from ..files import ROOT
 from .brought import prepared
 from .lines import Lines, reds
-from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up, missing
+from .plan import BUDGET_S, BUILD, PLAN, RESERVE_S, Unit, follow_up, missing
 from .schedule import Visit
 
 
@@ -80,8 +80,7 @@ def main(given: list[str]) -> int:
     visit = Visit(
         chosen(options.only, before),
         out,
-        budget=options.budget,
-        begun=begun,
+        deadline=begun + options.budget - RESERVE_S,
         command=lambda unit, part, until: child(unit, part, until, out, options.dry),
         build=BUILD,
         env=env,

@@ -93,14 +93,9 @@ def _rehearsed(seconds: float, out: Path) -> list[str]:
 
     def call(units: list[Unit], budget: float) -> tuple[list[Line], float]:
         before, begun = len(Lines(out).read()), time.time()
-        visit = Visit(
-            units, out, budget=budget, begun=begun, command=command,
-            build=scaled(BUILD),
-            env={**os.environ, "PYTHONPATH": os.getcwd()}, again=lambda name: f"again {name}",
-            say=print,
-        )  # fmt: skip
-        visit.deadline = begun + budget - RESERVE_S * scale
-        visit.run()
+        env = {**os.environ, "PYTHONPATH": os.getcwd()}
+        Visit(list(units), out, begun + budget - RESERVE_S * scale, command, scaled(BUILD), env,
+              again=lambda name: f"again {name}", say=print).run()  # fmt: skip
         return Lines(out).read()[before:], time.time() - begun
 
     out.mkdir(parents=True)
