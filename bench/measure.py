@@ -40,7 +40,7 @@ def run_entries(
     device: torch.device,
     *,
     quick: bool,
-    threads: Iterable[int],
+    threads: Sequence[int],
     say: Callable[[str], None],
     deadline: float = float("inf"),
     choose: Chooser = lambda case: case,
@@ -79,6 +79,7 @@ def run_entries(
             for gate in red:
                 say(f"  RED {gate}")
             say("  no times")
+            _leave_if_poisoned(device, say)
             continue
         for name, case, count in left:
             if time.monotonic() > deadline:
@@ -90,9 +91,7 @@ def run_entries(
                 green = False
                 record.failed(name, _words(error))
                 say(f"  RED {name}: {_words(error)}")
-                if poisoned(device):
-                    say("  the device fails every call after it in this process")
-                    os._exit(POISONED)
+                _leave_if_poisoned(device, say)
             else:
                 record.case(name, row)
                 say(line(name, row))
@@ -103,15 +102,14 @@ def run_entries(
 POISONED = 70  # the exit code of a process whose CUDA context an error has spoilt
 
 
-def poisoned(device: torch.device) -> bool:
-    """Whether an error of a launch fails every later call in this process too."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
+def _leave_if_poisoned(device: torch.device, say: Callable[[str], None]) -> None:
+    """End the process where an error of a launch fails every later call in it too."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            say("  the device fails every call after it in this process")
+            os._exit(POISONED)
 
 
 def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
