@@ -1,15 +1,36 @@
-"""Comparisons with references, which come before any time: what an entry's gates are made of."""
+"""Comparisons of what is timed with what is right, before any time."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-Gate = dict[str, Any]  # what was compared, and "ok"
+if TYPE_CHECKING:
+    from .registry import Case, Maker
+
+Gate = dict[str, Any]  # "case", "error", "allowed" and "ok"
+
+
+def gate_of(case: Case) -> Gate:
+    """Our call and the case's definition, each on buffers of its own with the same numbers."""
+    case = case.checked or case
+    with torch.inference_mode(), exact_convolutions():
+        found, wanted = (made(case, maker) for maker in (case.ours, case.definition))
+    same = all(map(torch.equal, found, wanted)) and len(found) == len(wanted)
+    error = 0.0 if same else relative_error(found, wanted)
+    ok = same or error <= case.allowed and case.allowed > 0
+    return {"case": case.name, "error": error, "allowed": case.allowed, "ok": ok}
+
+
+def made(case: Case, maker: Maker) -> list[Tensor]:
+    """All tensors that one call makes, and those that it leaves in its buffers."""
+    buffers = case.inputs(0)
+    result = maker([buffers])(0)
+    return [*([result] if isinstance(result, Tensor) else result), *case.leaves(buffers)]
 
 
 def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
@@ -19,38 +40,6 @@ def relative_error(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[T
     wanted = wanted.detach().double()
     found = found.detach().to(wanted.device).double()
     return float(((found - wanted).abs().amax() / wanted.abs().amax()).nan_to_num(torch.inf))
-
-
-def norm_error(found: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference over that of what is wanted."""
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def within(case: str, error: float, allowed: float) -> Gate:
-    return {"case": case, "error": error, "allowed": allowed, "ok": error <= allowed}
-
-
-def same_bits(case: str, found: Iterable[Tensor], wanted: Iterable[Tensor]) -> Gate:
-    """Whether all are equal, wherever they lie."""
-    pairs = zip(found, wanted, strict=True)
-    same = all(torch.equal(one.to(two.device), two) for one, two in pairs)
-    return {"case": case, "bit_equal": same, "ok": same}
-
-
-def as_defined(
-    gate: Gate, found: Sequence[Tensor], defined: Sequence[Tensor], exact: Sequence[Tensor]
-) -> Gate:
-    """`same_bits` of an op and its definition in plain PyTorch, and the error against float64.
-
-    That may be twice the definition's own, plus 1e-6. Definitions run on the op's device, which is
-    quick; a gate of its own holds them to the CPU's.
-    """
-    error, allowed = (relative_error(made, exact) for made in (found, defined))
-    bounded = within(gate["case"], error, 2 * allowed + 1e-6)
-    return gate | bounded | {"ok": gate["ok"] and bounded["ok"]}
-
-
-ON_BOTH = "the definition on the device as on the CPU"
 
 
 def exact_convolutions() -> contextlib.AbstractContextManager[Any]:

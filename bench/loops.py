@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,24 @@ def scheduler(name: str, **options: Any) -> Any:
     import diffusers
 
     return getattr(diffusers, name)(**options)
+
+
+def stock(network: Network, make: Callable[[], Any], steps: int, noises: Sequence[Tensor]) -> Call:
+    """The loop that diffusers' pipelines write; `make` makes its scheduler."""
+    stepper = make()
+
+    def call(i: int) -> Tensor:
+        stepper.set_timesteps(steps, device=noises[i].device)
+        x = noises[i] * stepper.init_noise_sigma
+        for t in stepper.timesteps:
+            x = stepper.step(network(stepper.scale_model_input(x, t), t), t, x).prev_sample
+        return x
+
+    return call
+
+
+def plain(network: Any) -> Any:
+    return network
 
 
 def compiled(network: nn.Module) -> nn.Module:

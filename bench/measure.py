@@ -1,4 +1,4 @@
-"""The one way everything is measured: gates, then each case against its baselines.
+"""The one way everything is measured: every case against its definition, then its baselines.
 
 In one process and one run: our call, its baselines and a copy of as many bytes take turns in random
 order over buffers that together span more than any cache. A ratio is the median, over the rounds of
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .gates import Gate, exact_convolutions, relative_error
+from .gates import Gate, exact_convolutions, gate_of, relative_error
 from .record import Record, commit
 from .registry import Baseline, Call, Case, Entry
 from .timing import Replay, Seconds, interleaved, quantiles, ratio, recorded, replayed
@@ -38,17 +40,16 @@ def run_entries(
     device: torch.device,
     *,
     quick: bool,
-    threads: Iterable[int],
+    threads: Sequence[int],
     say: Callable[[str], None],
     deadline: float = float("inf"),
     choose: Chooser = lambda case: case,
-    quick_gates: bool | None = None,
 ) -> bool:
     """Gates and times of all entries into the record, as each is done.
 
-    Gates of an entry that the record has are not run again, nor baselines of a case. Returns
-    whether every gate was green and no case failed. `deadline`: of time.monotonic(); no gate and no
-    case starts after it. `choose`: leaves out cases and baselines. `quick_gates`: as `quick`.
+    What the record has of a case is not measured again; gates are checked wherever something is.
+    Returns whether every gate was green and no case failed. `deadline`: of time.monotonic(); no
+    gate and no case starts after it. `choose`: leaves out cases and baselines.
     """
     green = True
     for entry in entries:
@@ -56,13 +57,21 @@ def run_entries(
             record.skipped(entry.name, why)
             say(f"\n{entry.name}: {why}")
             continue
-        if entry.name not in record.data["gates"]:
-            fewer = quick if quick_gates is None else quick_gates
-            found = list(gates_of(entry, device, fewer, deadline))
+        chosen = [case for whole in entry.cases(device, quick) if (case := choose(whole))]
+        left = []
+        for case, count in itertools.product(chosen, threads):
+            name = f"{entry.name} {case.name}"
+            name += f" threads={count}" if device.type == "cpu" else ""
+            if lacking := missing(case, record.data["cases"].get(name)):
+                left.append((name, lacking, count))
+        if left:
+            found = list(gates_of(chosen, deadline))
             if time.monotonic() > deadline:
                 say(f"\n{entry.name}: out of time in its gates")
                 return green and all(gate["ok"] for gate in found)
             record.gates(entry.name, found)
+        elif entry.name not in record.data["gates"]:
+            continue
         checked, red = (record.data["gates"][entry.name][key] for key in ("checked", "red"))
         say(f"\n{entry.name}: {checked - len(red)} of {checked} gates green")
         if red:
@@ -70,30 +79,22 @@ def run_entries(
             for gate in red:
                 say(f"  RED {gate}")
             say("  no times")
+            _leave_if_poisoned(device, say)
             continue
-        for whole in entry.cases(device, quick):
-            for count in threads:
-                name = f"{entry.name} {whole.name}"
-                name += f" threads={count}" if device.type == "cpu" else ""
-                chosen = choose(whole)
-                case = chosen and missing(chosen, record.data["cases"].get(name))
-                if case is None:
-                    continue
-                if time.monotonic() > deadline:
-                    say("  out of time; run the same command again to go on")
-                    return green
-                try:
-                    row = row_of(entry, case, device, quick=quick, threads=count)
-                except Exception as error:  # Go on: the other cases can still be timed.
-                    green = False
-                    record.failed(name, _words(error))
-                    say(f"  RED {name}: {_words(error)}")
-                    if poisoned(device):
-                        say("  the device fails every call after it in this process")
-                        os._exit(POISONED)
-                else:
-                    record.case(name, row)
-                    say(line(name, row))
+        for name, case, count in left:
+            if time.monotonic() > deadline:
+                say("  out of time; run the same command again to go on")
+                return green
+            try:
+                row = row_of(entry, case, device, quick=quick, threads=count)
+            except Exception as error:  # Go on: the other cases can still be timed.
+                green = False
+                record.failed(name, _words(error))
+                say(f"  RED {name}: {_words(error)}")
+                _leave_if_poisoned(device, say)
+            else:
+                record.case(name, row)
+                say(line(name, row))
     record.complete()  # Cases that failed keep it open, so that the next run tries them again.
     return green
 
@@ -101,15 +102,14 @@ def run_entries(
 POISONED = 70  # the exit code of a process whose CUDA context an error has spoilt
 
 
-def poisoned(device: torch.device) -> bool:
-    """Whether an error of a launch fails every later call in this process too."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
+def _leave_if_poisoned(device: torch.device, say: Callable[[str], None]) -> None:
+    """End the process where an error of a launch fails every later call in it too."""
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            say("  the device fails every call after it in this process")
+            os._exit(POISONED)
 
 
 def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
@@ -122,17 +122,16 @@ def missing(case: Case, row: dict[str, Any] | None) -> Case | None:
     return dataclasses.replace(case, baselines=left) if left else None
 
 
-def gates_of(
-    entry: Entry, device: torch.device, quick: bool, deadline: float = float("inf")
-) -> Iterator[Gate]:
-    """An entry's gates until the deadline; an exception becomes a red gate."""
-    try:
-        for gate in entry.gates(device, quick):
-            yield gate
-            if time.monotonic() > deadline:
-                return
-    except Exception as error:
-        yield {"case": "a gate failed", "said": _words(error), "ok": False}
+def gates_of(cases: Iterable[Case], deadline: float = float("inf")) -> Iterator[Gate]:
+    """A gate for each case, or for the one checked in its place; an exception makes it red."""
+    for case in {(case.checked or case).name: case for case in cases}.values():
+        if time.monotonic() > deadline:
+            return
+        try:
+            yield gate_of(case)
+        except Exception as error:
+            traceback.print_exc()
+            yield {"case": case.name, "said": _words(error), "ok": False}
 
 
 def _words(error: Exception) -> str:

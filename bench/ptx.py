@@ -1,4 +1,4 @@
-"""The Triton kernels' GPU tests and gates on their machine code: `python -m bench.ptx`, no GPU.
+"""The Triton kernels' GPU tests on their machine code: `python -m bench.ptx`, no GPU.
 
 What Triton compiles for an H100 is executed on the CPU (tests/helpers/ptx.py), in a process a
 core. Prints what ran of each kernel; exit code 1 where a test failed. The first run compiles
@@ -23,19 +23,11 @@ from typing import Any
 from .files import ROOT, write_json
 
 PLUGIN = "tests.helpers.ptx_device"
-GATES = "tests/kernels/test_gates.py"
-GATED = (  # entries whose ops are Triton kernels, the longest first
-    "spectral_update", "spectral_filter", "multistep_step", "weighted_sums", "seeded_noise",
-)  # fmt: skip
-FILES = (GATES, *(
+TESTS = tuple(  # the longest first
     f"tests/kernels/test_{name}.py"
     for name in ("spectral_update", "spectral_filter", "half_spectrum", "multistep_step",
                  "weighted_sums")
-))  # fmt: skip
-TESTS = (  # the longest first
-    *(f"{GATES}::test_every_gate_holds[{entry}]" for entry in GATED),
-    *FILES[1:],
-)
+)  # fmt: skip
 ARCH = 90
 
 
@@ -97,14 +89,12 @@ def main(given: list[str]) -> int:
     if options.json and not red:
         import triton
 
-        gates = {t for total in totals.values() for t in total.tests if t.startswith(GATES)}
         head = {"command": "python -m bench.ptx", "triton": triton.__version__, "arch": ARCH,
                 "date": datetime.date.today().isoformat()}  # fmt: skip
         kernels = {
             kernel: {
-                "tests": len(total.tests - gates), "entries of gates": len(total.tests & gates),
-                "variants": len(total.variants), "launches": total.launches,
-                "with bfloat16": total.bfloat16,
+                "tests": len(total.tests), "variants": len(total.variants),
+                "launches": total.launches, "with bfloat16": total.bfloat16,
             }
             for kernel, total in sorted(totals.items())
         }  # fmt: skip

@@ -1,7 +1,8 @@
 """What is measured: one entry for each op of `fastdiff.ops` and for each loop.
 
-An entry names its gates and its cases; the harness (measure.py) does the rest the same way for all.
-To add one: a file in bench/entries/ with an `ENTRY`, and its name in bench/entries/__init__.py.
+An entry names its cases: of each the inputs, our call, its definition, baselines and bytes. The
+harness (measure.py) does the rest the same way for all. To add one: a file in bench/entries/ with
+an `ENTRY`, and its name in bench/entries/__init__.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 
 from .entries import NAMES
-from .gates import Gate
 
 Call = Callable[[int], Any]  # one run on the buffers of that number
 Maker = Callable[[Sequence[Any]], Call]  # from the sets of buffers to the call
@@ -33,8 +33,8 @@ class Baseline:
             in a group of its own, beside ours only: compiled code brings a second pool of spinning
             threads there, which would slow down whatever runs after it.
         capturable: whether it can be captured into a CUDA graph (it never reads from the host).
-        agrees: whether its result must be ours on the same buffers (a scheduler that keeps its own
-            time cannot be held to that; its entry has a gate instead).
+        agrees: whether its result must be ours on the same buffers. A scheduler that keeps its own
+            time cannot be held to that.
         devices: the kinds of device it is for.
         quick: whether --quick has time for it.
     """
@@ -62,8 +62,13 @@ class Case:
 
     Attributes:
         row, shape, settings: what is called; together its name.
-        inputs: the buffers of one set, random by their number.
-        ours: from the buffer sets to fastdiff's call, which returns its result.
+        inputs: the buffers of one set, a function of their number.
+        ours: from the buffer sets to fastdiff's call, which returns its result: tensors.
+        definition: the same in plain PyTorch, or by a stock loop; checked before any time.
+        allowed: largest difference from it over its largest value; 0 asks for the same bits.
+        leaves: what a call writes into its buffers, besides what it returns.
+        checked: the case that is checked in this one's place, where the definition takes too long
+            at this size.
         bytes: moved to and from memory, every operand once; 0 for loops, whose network moves more.
         flops: arithmetic on image elements.
         capturable: as `Baseline.capturable`.
@@ -74,6 +79,10 @@ class Case:
     shape: tuple[int, ...]
     inputs: Callable[[int], Any]
     ours: Maker
+    definition: Maker
+    allowed: float = 0
+    leaves: Callable[[Any], Sequence[torch.Tensor]] = lambda buffers: ()
+    checked: Case | None = None
     bytes: int = 0
     flops: int = 0
     baselines: Mapping[str, Baseline] = field(default_factory=dict)
@@ -95,7 +104,6 @@ class Entry:
         name: its name on the command line (--op) and in the JSON.
         kind: "op" or "loop".
         covers: the public names of `fastdiff.ops` that it measures.
-        gates: comparisons with references that come first; a red one and no time is taken.
         cases: what is timed, in order of worth; fewer of them for --quick.
         needs: the module without which nothing of it runs: then the entry is left out, and the
             record says why.
@@ -104,7 +112,6 @@ class Entry:
     name: str
     kind: str
     covers: tuple[str, ...]
-    gates: Callable[[torch.device, bool], Iterable[Gate]]
     cases: Callable[[torch.device, bool], Iterable[Case]]
     needs: str = ""
 

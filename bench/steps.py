@@ -93,16 +93,6 @@ class Step(NamedTuple):
         multistep_step_unchecked(*self)
         return self.slots[self.written[0]]
 
-    def moved(self, device: torch.device) -> Step:
-        """A copy on a device."""
-        return Step(*(_moved(value, device) for value in self))
-
-    def widened(self) -> Step:
-        """A copy in float64."""
-        return Step(*(value.to(torch.float64, copy=True)
-                      if isinstance(value, Tensor) and value.is_floating_point() else value
-                      for value in self))  # fmt: skip
-
     @property
     def results(self) -> list[Tensor]:
         """What a launch writes."""
@@ -117,14 +107,6 @@ class Step(NamedTuple):
     def written(self) -> list[int]:
         """The slots that are written."""
         return self.index[columns.INDEX_HEAD :].tolist()[self.reads :]
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A copy of a tensor on the device, strides kept."""
-    if not isinstance(value, Tensor):
-        return value
-    copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-    return copy.copy_(value)
 
 
 def step_of(

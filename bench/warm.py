@@ -1,7 +1,7 @@
 """`python -m bench warm`: compile now, for an H100 or H200, what a visit to one will launch.
 
-No GPU is needed (bench/compile_only.py). The tests marked `gpu` and the benchmarks' gates and cases
-are walked in a process a core; Triton's cache under --cache then holds their kernels and the C
+No GPU is needed (bench/compile_only.py). The tests marked `gpu` and the benchmarks' cases are
+walked in a process a core; Triton's cache under --cache then holds their kernels and the C
 modules that launch them. --to packs what a visit reads of it. --check proves that what was packed
 serves: unpacked elsewhere, nothing may be compiled.
 """
@@ -24,7 +24,7 @@ from typing import Any
 from .compile_only import STUBS
 from .files import ROOT
 from .ptx import PLUGIN, TESTS
-from .visit.command import CACHE, triton_environment, unpack
+from .visit.brought import CACHE, triton_environment, unpack
 from .visit.plan import ENTRIES
 
 MOST = 1 << 24  # elements; larger cases launch the same variants, so they are not walked
@@ -186,7 +186,7 @@ def walk() -> None:
 
 
 def cases(name: str) -> None:
-    """The gates of an entry, and one call of ours of every case that is not too large."""
+    """One call of ours of every case of an entry that is not too large."""
     import math
 
     import torch
@@ -197,8 +197,6 @@ def cases(name: str) -> None:
     entry = named(name)
     if entry.lacks() or name in ("captured_loop", "pipeline", "scheduler_step"):
         return  # their launches are those of the tests
-    for _ in entry.gates(torch.device("cuda", 0), False):
-        pass  # what it finds on a stand-in says nothing
     for case in entry.cases(torch.device("cuda", 0), False):
         if math.prod(case.shape) <= MOST:
             with torch.inference_mode():

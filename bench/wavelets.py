@@ -3,7 +3,7 @@ slices by PyTorch's operations, MSDiff's published code, and the wavelet package
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from fastdiff.ops import HaarPyramid, haar_merge, haar_split
 from fastdiff.ops.haar import haar_merge_ref, haar_split_ref
 from fastdiff.ops.haar_orders import to_pytorch_wavelets, to_pywt
 
+from .baselines import compiled, each
 from .published import load_pytorch_wavelets, msdiff_merge, msdiff_split, msdiff_weight
-from .registry import Call
+from .registry import Baseline, Call
 
 LEVELS = 3
 
@@ -24,6 +25,16 @@ def bands(pyramid: HaarPyramid) -> tuple[Tensor, ...]:
 
 
 # == Slices, as one would write them for torch.compile =============================================
+
+
+def slices(
+    body: Callable[..., Any], pick: Callable[[Any], Sequence[Any]], agrees: bool = False
+) -> dict[str, Baseline]:
+    """A body of PyTorch's operations, and compiled; with noise of its own it cannot agree."""
+    return {
+        "PyTorch slices": Baseline(each(lambda b: body(*pick(b))), agrees=agrees),
+        "torch.compile": compiled(body, pick),
+    }
 
 
 def slices_split(x: Tensor) -> tuple[Tensor, ...]:
@@ -61,7 +72,7 @@ def slices_loss(x: Tensor, c: Tensor, *noise: Tensor) -> Tensor:
 
 def unfused(b: Any, noisy: bool) -> Tensor:
     """Our split and merge, with the update by PyTorch between."""
-    c, made = b.coefficients, []
+    c, made = b.c, []
     both = zip(bands(haar_split(b.x, LEVELS)), bands(haar_split(b.score, LEVELS)), strict=True)
     for j, (band, score) in enumerate(both):
         band = (c[0, j, 0] * band).addcmul_(c[0, j, 1], score)
@@ -122,3 +133,15 @@ def ptwt_merge(sets: Sequence[Any]) -> Call:
 
     given = [to_pywt(s.pyramid) for s in sets]
     return lambda i: ptwt.waverec2(given[i], "haar")
+
+
+SPLITS = {
+    "published operations": Baseline(published_split),
+    "pytorch_wavelets": Baseline(wavelets_split, "pytorch_wavelets"),
+    "ptwt": Baseline(ptwt_split, "ptwt", capturable=False),
+}
+MERGES = {
+    "published operations": Baseline(published_merge),
+    "pytorch_wavelets": Baseline(wavelets_merge, "pytorch_wavelets"),
+    "ptwt": Baseline(ptwt_merge, "ptwt", capturable=False),
+}

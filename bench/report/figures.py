@@ -17,10 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ..measure import OURS
-from ..words import machine, shape
+from ..words import Json, machine, shape
 from .tables import loops
-
-Json = dict[str, Any]
 
 BLUE, ORANGE, BLACK = "#1f77b4", "#ff7f0e", "#222222"
 OTHERS = ("#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")

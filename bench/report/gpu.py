@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..entries import captured_loop
 from ..measure import OURS
 from ..registry import Case, entries
-from ..words import machine, size, table, time, times
+from ..words import Json, machine, size, table, time, times
 from .kernels import H200_LAUNCH, NO_GPU, NOT_YET
-
-Json = dict[str, Any]
 
 # == docs/capture.md ===============================================================================
 

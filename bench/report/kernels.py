@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from ..entries.multistep_step import ROWS
 from ..registry import Case, entries
 from ..steps import Row, flops, moved_bytes
-from ..words import scaled, shape, size, table, time
+from ..words import Json, scaled, shape, size, table, time
 from .tables import LARGE, most_threads
-
-Json = dict[str, Any]
 
 # Assumptions about an H200, until one has been measured.
 H200_COPY = 4.3e12  # bytes a second

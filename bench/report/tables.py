@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from ..measure import OURS
-from ..words import machine, shape, size, table, time, times
-
-Json = dict[str, Any]
+from ..words import Json, machine, shape, size, table, time, times
 
 SIZES = ((1, 3, 32, 32), (4, 4, 64, 64), (16, 3, 256, 256))  # of the README
 LARGE = SIZES[-1]

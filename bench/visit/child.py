@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import importlib.util
+import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fastdiff import _ext
+from fastdiff.ops import seeded_noise
+
+from .. import measure
+from .. import tune as tuning
 from ..files import ROOT
+from ..machine import machine, slug
+from ..record import Record, first_line
+from ..registry import Case, Entry, all_cases, named
+from ..timing import keep_freed_memory
+from . import probes
+from .brought import source_digest
 from .lines import CUT, Lines
+from .plan import Unit
 
 FINDING = 99  # the exit code with which the sanitizer reports a finding
 COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum",
@@ -28,71 +41,42 @@ COUNTERS = ("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write
             "sm__throughput.avg.pct_of_peak_sustained_elapsed")  # fmt: skip
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.visit.child", description=__doc__)
-    parser.add_argument("--kind", required=True, choices=sorted(KINDS))
-    parser.add_argument("--unit", required=True)
-    parser.add_argument("--part", default="")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--until", type=float, required=True, help="epoch seconds")
-    parser.add_argument("--entry", action="append", default=[])
-    parser.add_argument("--name", action="append", default=[])
-    parser.add_argument("--cases", default="")
-    parser.add_argument("--compiled", choices=("alone", "too"))
-    parser.add_argument("--dry", action="store_true")
-    return parser
-
-
 class Child:
-    """The options of this process, and what its lines go to."""
+    """What this process is to do, and what its lines go to.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        import torch
+    `part`: of the unit's; `until`: epoch seconds; `out`: the visit's folder; `dry`: on the CPU.
+    """
 
-        self.options, self.lines = options, Lines(options.out)
-        self.device = torch.device("cpu" if options.dry else "cuda")
+    def __init__(self, unit: Unit, part: str, until: float, out: str, dry: bool) -> None:
+        self.unit, self.part, self.dry = unit, part, dry
+        self.out, self.lines = Path(out), Lines(Path(out))
+        self.device = torch.device("cpu" if dry else "cuda")
         self.kernels = {"compiled": 0, "cached": 0}
-        self.deadline = time.monotonic() + options.until - time.time()
-
-    @property
-    def dry(self) -> bool:
-        return bool(self.options.dry)
-
-    def entries(self) -> list[Any]:
-        from ..registry import named
-
-        return [named(name) for name in self.options.entry]
+        self.deadline = time.monotonic() + until - time.time()
 
 
 # == Kinds of unit =================================================================================
 
 
 def doctor(child: Child) -> bool:
-    """The machine, what is installed on it, and how long the first imports took."""
+    """The machine and what is installed on it."""
     found: dict[str, Any] = {
         name: importlib.util.find_spec(name) is not None
         for name in ("diffusers", "xdist", "pytest_timeout", "ptwt", "pytorch_wavelets")
     }
     child.lines.append("head", machine=found)  # Now: what follows may outlast the unit.
     begun = time.perf_counter()
-    import torch
-
-    imported = time.perf_counter()
     if not child.dry:
         torch.zeros(1, device="cuda").cpu()
     ready = time.perf_counter()
-    from fastdiff import _ext
-
-    from ..machine import machine, slug
-
     built = _ext.build_info()
     found |= {
         # On the CPU the extension serves without CUDA kernels.
         "extension": built.get("sources") == source_digest() and (child.dry or _ext.HAS_CUDA),
         "built_from": built.get("sources", _ext.reason), "sources": source_digest(),
-        "import_torch_s": round(imported - begun, 1), "first_cuda_s": round(ready - imported, 1),
-        "clocks": _said("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw",
-                        "--format=csv,noheader"),
+        "first_cuda_s": round(ready - begun, 1),
+        "clocks": first_line("nvidia-smi", "--format=csv,noheader",
+                             "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"),
         "cold": not child.dry and not cache_serves(child),
     }  # fmt: skip
     child.lines.append("head", **machine(child.device), threads=[torch.get_num_threads()],
@@ -103,10 +87,6 @@ def doctor(child: Child) -> bool:
 
 def cache_serves(child: Child) -> bool:
     """Whether a launch that `python -m bench warm` compiles is in the cache here."""
-    import torch
-
-    from fastdiff.ops import seeded_noise
-
     before = dict(child.kernels)
     seeded_noise(torch.arange(4, device=child.device), (4, 3, 32, 32))
     return child.kernels["compiled"] == before["compiled"]
@@ -120,15 +100,8 @@ def warm(child: Child) -> bool:
     return subprocess.run(command).returncode == 0
 
 
-def source_digest() -> str:
-    """Of the sources that are here, as setup.py writes it into build_info."""
-    return runpy.run_path(str(ROOT / "csrc" / "digest.py"))["digest"](ROOT)
-
-
 def build(child: Child) -> bool:
     """The extension, for this GPU alone."""
-    import torch
-
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     if child.dry:
         print(f"dry: not run: {' '.join(command)}")
@@ -138,114 +111,88 @@ def build(child: Child) -> bool:
     return subprocess.run(command, cwd=ROOT, env=env).returncode == 0
 
 
-def _said(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
-
-
 def probe(child: Child) -> bool:
     """One of the questions in probes.py, answered."""
-    from . import probes
-
     begun = time.perf_counter()
     try:
         said: Any = "for a GPU only"
-        if not child.dry or child.options.part in probes.ANYWHERE:
-            said = probes.PROBES[child.options.part](child.device)
+        if not child.dry or child.part in probes.ANYWHERE:
+            said = probes.PROBES[child.part](child.device)
         ok = True
     except Exception as error:
         traceback.print_exc()
         said, ok = f"{type(error).__name__}: {error}", False
     seconds = round(time.perf_counter() - begun, 1)
-    child.lines.append("probe", name=child.options.part, ok=ok, said=said, seconds=seconds)
-    print(f"{child.options.part}: {said}")
+    child.lines.append("probe", name=child.part, ok=ok, said=said, seconds=seconds)
+    print(f"{child.part}: {said}")
     return ok
 
 
 def times(child: Child) -> bool:
-    """Quick gates of entries, then the chosen cases with the chosen baselines."""
-    import torch
-
-    from ..measure import run_entries
-    from ..registry import Case
-    from ..timing import keep_freed_memory
-
-    pattern, compiled = re.compile(child.options.cases), child.options.compiled
+    """The chosen cases with the chosen baselines, their gates first."""
+    unit = child.unit
 
     def choose(case: Case) -> Case | None:
-        if not pattern.search(case.name):
+        if not re.search(unit.cases, case.name):
             return None
         kept = {name: b for name, b in case.baselines.items()
-                if compiled == "too" or b.compiles == (compiled == "alone")}  # fmt: skip
-        return replace(case, baselines=kept) if kept or compiled != "alone" else None
+                if unit.compiled in (None, b.compiles)}  # fmt: skip
+        return replace(case, baselines=kept) if kept or not unit.compiled else None
 
     keep_freed_memory()
-    return run_entries(
-        child.entries(), record_of(child), child.device, quick=child.dry,
-        threads=[torch.get_num_threads()], say=lambda line: print(line, flush=True),
-        deadline=child.deadline, choose=choose, quick_gates=True,
+    entries, record = map(named, child.unit.entries), Streamed(child.lines)
+    return measure.run_entries(
+        entries, record, child.device, quick=child.dry, threads=[torch.get_num_threads()],
+        say=lambda line: print(line, flush=True), deadline=child.deadline, choose=choose,
     )  # fmt: skip
 
 
-def record_of(child: Child) -> Any:
+class Streamed(Record):
     """A record whose finds are appended as lines."""
-    from ..record import Record, summed_up
 
-    class Streamed(Record):
-        def __init__(self) -> None:
-            self.data = child.lines.record()
-            self.resumed = True
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.data, self.resumed = lines, lines.record(), True
 
-        def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
-            self.data["gates"][entry] = summed_up(gates)
-            child.lines.append("gates", entry=entry, gates=gates, quick=True)
+    def gates(self, entry: str, gates: list[dict[str, Any]]) -> None:
+        self.lines.append("gates", entry=entry, gates=gates)
+        self.data["gates"] = self.lines.record()["gates"]  # other processes' too
 
-        def skipped(self, entry: str, why: str) -> None:
-            child.lines.append("skipped", name=entry, said=why)
+    def skipped(self, entry: str, why: str) -> None:
+        self.lines.append("skipped", name=entry, said=why)
 
-        def case(self, name: str, row: dict[str, Any]) -> None:
-            child.lines.append("case", name=name, row=row)
+    def case(self, name: str, row: dict[str, Any]) -> None:
+        self.lines.append("case", name=name, row=row)
 
-        def failed(self, name: str, said: str) -> None:
-            child.lines.append("failed", name=name, said=said)
+    def failed(self, name: str, said: str) -> None:
+        self.lines.append("failed", name=name, said=said)
 
-        def complete(self) -> None:
-            """Nothing: only the whole visit knows when it is complete."""
-
-    return Streamed()
+    def complete(self) -> None:
+        """Nothing: only the whole visit knows when it is complete."""
 
 
 def check(child: Child) -> bool:
     """What is not timed: the tests, the sanitizer's tools, or all gates of an entry."""
-    part = child.options.part
+    part = child.part
     if part == "tests":
         return test(child)
     if part in ("memcheck", "racecheck"):
         return sanitize(child, part)
-    return gates(child, part)
+    return gates(child, named(part))
 
 
-def gates(child: Child, name: str) -> bool:
+def gates(child: Child, entry: Entry) -> bool:
     """All gates of one entry."""
-    from ..measure import gates_of
-    from ..registry import named
-
-    entry = named(name)
     if why := entry.lacks():
         child.lines.append("skipped", name=entry.name, said=why)
         return True
     found = []
-    for gate in gates_of(entry, child.device, child.dry, child.deadline):
+    for gate in measure.gates_of(entry.cases(child.device, child.dry), child.deadline):
         found.append(gate)
         if not gate["ok"]:
             print(f"RED {entry.name} {gate}", flush=True)
     red = sum(not gate["ok"] for gate in found)
     print(f"{entry.name}: {len(found) - red} of {len(found)} gates green")
-    if time.monotonic() < child.deadline or red:
-        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
+    child.lines.append("gates", entry=entry.name, gates=found)
     return not red
 
 
@@ -272,8 +219,8 @@ def test(child: Child) -> bool:
     import pytest
 
     command = ["-q", "-m", "gpu", "--no-header", "-p", "no:cacheprovider"]
-    if child.options.name:
-        command += ["--tb=long", *child.options.name]
+    if child.unit.names:
+        command += ["--tb=long", *child.unit.names]
     else:
         command += gpu_tests()
         if importlib.util.find_spec("xdist"):
@@ -290,9 +237,13 @@ def gpu_tests() -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.gpu" in file.read_text()]
 
 
+def nvidias(tool: str) -> str:
+    return shutil.which(tool) or f"/usr/local/cuda/bin/{tool}"
+
+
 def sanitize(child: Child, tool: str) -> bool:
     """A tool of compute-sanitizer over a small launch of each kernel: odd sizes, every operand."""
-    command = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    command = nvidias("compute-sanitizer")
     if child.dry or not Path(command).is_file():
         said = "dry: not run" if child.dry else "compute-sanitizer is not installed"
         child.lines.append("probe", name=tool, ok=True, said=said)
@@ -318,18 +269,11 @@ def sanitize(child: Child, tool: str) -> bool:
 
 def tune(child: Child) -> bool:
     """The fastest launch configuration of each kernel variant, into the folder."""
-    from ..tune import tune
-
-    return tune(child.device, child.options.out / "multistep_step.json") == 0
+    return tuning.tune(child.device, child.out / "multistep_step.json") == 0
 
 
 def launches(child: Child) -> bool:
     """Kernels of a call of ours, for every case that has times; a profile slows nothing here."""
-    import torch
-
-    from ..measure import launches
-    from ..registry import all_cases
-
     rows = child.lines.record()["cases"]
     wanted = {name for name, row in rows.items() if row["launches"] is None}
     for name, _, case in all_cases(child.device, child.dry):
@@ -337,19 +281,19 @@ def launches(child: Child) -> bool:
             with torch.inference_mode():
                 call = case.ours([case.inputs(0)])
                 call(0)
-                count = launches(call, child.device)
+                count = measure.launches(call, child.device)
             child.lines.append("launches", name=name, count=count)
     return True
 
 
 def counters(child: Child) -> bool:
     """Bytes from the memory's own counters, of one launch of each kernel."""
-    tool = shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    tool = nvidias("ncu")
     if child.dry or not Path(tool).is_file():
         print("dry: not run" if child.dry else "ncu is not installed")
         return True
     launches = (sys.executable, "-m", "bench.visit.kernels")
-    log = child.options.out / "ncu.csv"  # ncu writes as it goes, so a kill loses little
+    log = child.out / "ncu.csv"  # ncu writes as it goes, so a kill loses little
     done = subprocess.run(
         [tool, "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
          "--log-file", str(log), "--metrics", ",".join(COUNTERS), "--kernel-name",
@@ -369,28 +313,15 @@ def counters(child: Child) -> bool:
 
 
 def explain(child: Child) -> bool:
-    """Entries that went wrong: every gate and the failed cases once more, with whole tracebacks."""
-    import torch
+    """Entries that went wrong: every gate and the failed cases once more, with whole tracebacks.
 
+    Of these a failed gate prints its own.
+    """
     green = True
-    for entry in child.entries():
-        found: list[dict[str, Any]] = []
-        try:
-            for gate in entry.gates(child.device, child.dry):
-                found.append(gate)
-                if not gate["ok"]:
-                    print(f"RED {entry.name} {gate}", flush=True)
-                if time.monotonic() > child.deadline:
-                    return False  # Without a line, so that the earlier gates stay in the record.
-        except Exception:
-            traceback.print_exc()
-            found.append(
-                {"case": "a gate failed", "said": traceback.format_exc()[-2000:], "ok": False}
-            )
-        child.lines.append("gates", entry=entry.name, gates=found, quick=child.dry)
-        green &= all(gate["ok"] for gate in found)
+    for entry in map(named, child.unit.entries):
+        green &= gates(child, entry)
         for case in entry.cases(child.device, child.dry):
-            if not any(name.startswith(f"{entry.name} {case.name}") for name in child.options.name):
+            if not any(name.startswith(f"{entry.name} {case.name}") for name in child.unit.names):
                 continue
             buffers = [case.inputs(0)]
             makers: dict[str, Callable[..., Any]] = {"fastdiff": case.ours}
@@ -409,19 +340,14 @@ def explain(child: Child) -> bool:
 
 def again(child: Child) -> bool:
     """Cases whose times scattered, once more: kept beside the first ones."""
-    import torch
-
-    from ..measure import line, row_of
-    from ..registry import all_cases
-
     threads = torch.get_num_threads()
     for name, entry, case in all_cases(child.device, child.dry):
-        if name in child.options.name and time.monotonic() < child.deadline:
+        if name in child.unit.names and time.monotonic() < child.deadline:
             kept = {n: b for n, b in case.baselines.items() if not b.compiles}
             case = replace(case, baselines=kept)
-            row = row_of(entry, case, child.device, quick=child.dry, threads=threads)
+            row = measure.row_of(entry, case, child.device, quick=child.dry, threads=threads)
             child.lines.append("case", name=name, row=row)
-            print(line(name, row), flush=True)
+            print(measure.line(name, row), flush=True)
     return True
 
 
@@ -447,19 +373,18 @@ def counted(child: Child) -> Iterator[None]:
         yield
     finally:
         if any(count.values()):
-            child.lines.append("triton", unit=child.options.unit, **count)
+            child.lines.append("triton", unit=child.unit.name, **count)
 
 
-def main(given: list[str]) -> int:
-    options = arguments().parse_args(given)
-    if options.dry:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
-    child = Child(options)
+def main(given: str) -> int:
+    """`given`: JSON of what `Child` takes, as command.py writes it."""
+    order = json.loads(given)
+    child = Child(Unit(**order.pop("unit")), **order)
     with counted(child):
-        green = KINDS[options.kind](child)
-        cut = options.kind in ("times", "check") and time.monotonic() > child.deadline
+        green = KINDS[child.unit.kind](child)
+        cut = child.unit.kind in ("times", "check") and time.monotonic() > child.deadline
         return CUT if green and cut else 0 if green else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..files import ROOT
+from .brought import prepared
 from .lines import Lines, reds
-from .plan import BUDGET_S, BUILD, PLAN, Unit, follow_up, missing
+from .plan import BUDGET_S, BUILD, PLAN, RESERVE_S, Unit, follow_up, missing
 from .schedule import Visit
-
-BROUGHT = ROOT / ".gpu"  # what `make gpu-visit` made: Triton's cache and wheels
-CACHE, SITE = BROUGHT / "triton", BROUGHT / "site"  # where both are unpacked
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -80,11 +76,11 @@ def main(given: list[str]) -> int:
         visited=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     env = {**os.environ, **prepared(), "PYTHONUNBUFFERED": "1"}
+    env |= {"TRITON_INTERPRET": "1"} if options.dry else {}
     visit = Visit(
         chosen(options.only, before),
         out,
-        budget=options.budget,
-        begun=begun,
+        deadline=begun + options.budget - RESERVE_S,
         command=lambda unit, part, until: child(unit, part, until, out, options.dry),
         build=BUILD,
         env=env,
@@ -118,67 +114,14 @@ def chosen(only: list[str] | None, before: dict[str, Any] | None) -> list[Unit]:
 def child(unit: Unit, part: str, until: float, out: Path, dry: bool) -> list[str]:
     """The process that does a part of a unit; it begins nothing in its last seconds."""
     until -= min(3.0, 0.1 * unit.limit_s)
-    command = [sys.executable, "-m", "bench.visit.child", "--kind", unit.kind, "--part", part,
-               "--unit", unit.name, "--until", f"{until:.2f}", "--out", str(out)]  # fmt: skip
-    for option, values in (("--entry", unit.entries), ("--name", unit.names)):
-        for value in values:
-            command += [option, value]
-    command += ["--cases", unit.cases] if unit.cases else []
-    command += [] if unit.compiled is False else ["--compiled", "alone" if unit.compiled else "too"]
-    return command + ["--dry"] * dry
+    order = {"unit": asdict(unit), "part": part, "until": until, "out": str(out), "dry": dry}
+    return [sys.executable, "-m", "bench.visit.child", json.dumps(order)]
 
 
 def again(name: str, options: argparse.Namespace) -> str:
     """The command that does a unit that did not fit."""
     dry = " --dry" if options.dry else ""
     return f"python -m bench gpu --out {shlex.quote(str(options.out))} --only {name!r}{dry}"
-
-
-def prepared() -> dict[str, str]:
-    """Unpack what was brought along; the environment in which it is found."""
-    paths = [str(ROOT), str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    packed, wheels = BROUGHT / "triton-cache.tar.xz", sorted((BROUGHT / "wheels").glob("*.whl"))
-    if packed.is_file() and not CACHE.exists():
-        unpack(packed, CACHE)
-    if wheels and not SITE.exists():
-        aside = SITE.with_name("site.unpacking")
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps",
-             "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(aside),
-             *map(str, wheels)],
-        )  # fmt: skip
-        if done.returncode == 0:
-            aside.rename(SITE)
-        else:
-            print(f"the wheels in {BROUGHT} were not installed: pip ended with {done.returncode}")
-    return {"PYTHONPATH": os.pathsep.join(paths), **triton_environment(CACHE)}
-
-
-def unpack(packed: Path, cache: Path) -> None:
-    """Unpack a Triton cache at `cache`, and rewrite the absolute paths in its group files."""
-    aside = cache.with_name(
-        f"{cache.name}.unpacking"
-    )  # A half-unpacked cache must not look complete.
-    shutil.rmtree(aside, ignore_errors=True)
-    with tarfile.open(packed) as archive:
-        archive.extractall(aside, filter="data")
-    for group in aside.glob("*/__grp__*.json"):
-        paths = json.loads(group.read_text())["child_paths"]
-        place = cache / group.parent.name
-        moved = {file: str(place / Path(path).name) for file, path in paths.items()}
-        group.write_text(json.dumps({"child_paths": moved}))
-    aside.rename(cache)
-
-
-def triton_environment(cache: Path) -> dict[str, str]:
-    """Triton's cache at that place, and its own ptxas, which torch.compile would exchange."""
-    env = {"TRITON_CACHE_DIR": str(cache)}
-    found = importlib.util.find_spec("triton")
-    for folder in (found and found.submodule_search_locations) or ():
-        ptxas = Path(folder) / "backends" / "nvidia" / "bin" / "ptxas"
-        if ptxas.is_file():
-            env["TRITON_PTXAS_PATH"] = str(ptxas)
-    return env
 
 
 def summary(record: dict[str, Any], seconds: float, out: Path) -> str:

@@ -20,7 +20,7 @@ def all_kernels(device: torch.device) -> None:
     """Each at an odd size, with every operand."""
     for row in multistep_step.ROWS.values():
         step_of(row, (2, 3, 31, 33), device, per_sample=True).run()
-    for sums in weighted_sums.rows().values():
+    for sums in weighted_sums.ROWS.values():
         weighted_sums_unchecked(*weighted_sums.sums_of(sums, (2, 3, 31, 33), device))
     seeded_noise(torch.arange(3, device=device), (3, 5, 7, 9))
     for shape in ((2, 3, 31, 33), (2, 3, 64, 64)):
@@ -52,7 +52,7 @@ def counted(device: torch.device) -> None:
 
 def pyramids(name: str, shape: tuple[int, ...], device: torch.device) -> None:
     row, levels = haar.ROWS[name], 1 if name == "expand" else haar.LEVELS
-    row.ours([haar.buffers(0, shape, device, row.columns, levels)])(0)
+    row.ours(haar.buffers(0, shape, device, row.columns, levels))
 
 
 KINDS = {"all": all_kernels, "races": races, "counted": counted}

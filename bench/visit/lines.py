@@ -54,20 +54,20 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
 
     Besides gates, skipped, cases and failed: `units` (how each ended), `tests`, `probes`,
     `counters` of kernels, `triton` (variants compiled and found in the cache), `left` (units that
-    did not fit, and their commands), `quick_gates` (whether an entry's were the quick ones).
+    did not fit, and their commands).
     """
     record: dict[str, Any] = {}
+    gates: dict[str, dict[str, Any]] = {}  # by entry and by what is compared
     kept: dict[str, dict[str, Any]] = {
         key: {} for key in ("gates", "skipped", "cases", "failed", "units", "tests", "probes",
-                            "counters", "triton", "left", "quick_gates")
+                            "counters", "triton", "left")
     }  # fmt: skip
     for line in lines:
         kind, data = line["kind"], {k: v for k, v in line.items() if k not in ("kind", "at")}
         if kind == "head":
             record |= data
         elif kind == "gates":
-            kept["gates"][data["entry"]] = summed_up(data["gates"])
-            kept["quick_gates"][data["entry"]] = data.get("quick", False)
+            gates.setdefault(data["entry"], {}).update({g["case"]: g for g in data["gates"]})
         elif kind == "case":
             name = data["name"]
             kept["failed"].pop(name, None)
@@ -84,6 +84,7 @@ def merged(lines: Iterable[Line]) -> dict[str, Any]:
         elif kind == "triton":
             for key in ("compiled", "cached"):
                 kept["triton"][key] = kept["triton"].get(key, 0) + data[key]
+    kept["gates"] = {entry: summed_up(found.values()) for entry, found in gates.items()}
     ended = all(unit["ok"] for unit in kept["units"].values())  # a unit that was cut is not ok
     return record | kept | {"complete": ended and not kept["left"] and not kept["failed"]}
 

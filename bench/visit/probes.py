@@ -6,6 +6,7 @@ them is timed for publication. They also run on a stand-in for a GPU, where most
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -179,41 +180,32 @@ def transforms(device: torch.device) -> Found:
 
 
 def haar(device: torch.device) -> Found:
-    """Every Haar op once against its definition, to the bit."""
+    """Every Haar op once against its definition."""
     from fastdiff import _ext
-
-    from ..entries import haar as entry
 
     if not _ext.HAS_CUDA:
         return f"no CUDA kernels: {_ext.reason or _ext.build_info()}"
-    count = 0
-    for gate in entry.gates(device, True):
-        assert gate["ok"], gate
-        count += 1
-        if count == 24:
-            break
-    return f"{count} gates green"
+    return defined(device, "haar")
 
 
 def launches(device: torch.device) -> Found:
     """The first launches of every Triton kernel against its definition."""
-    from ..entries import (
-        multistep_step,
-        seeded_noise,
-        spectral_filter,
-        spectral_update,
-        weighted_sums,
-    )
+    return defined(device, "multistep_step", "weighted_sums", "seeded_noise", "spectral_filter",
+                   "spectral_update")  # fmt: skip
+
+
+def defined(device: torch.device, *names: str) -> Found:
+    """The gate of every row at its smallest size; how many there are."""
+    from ..gates import gate_of
+    from ..registry import named
 
     counts = {}
-    for entry, most in ((multistep_step, 12), (weighted_sums, 6), (seeded_noise, 2),
-                        (spectral_filter, 8), (spectral_update, 6)):  # fmt: skip
-        counts[entry.ENTRY.name] = 0
-        for gate in entry.gates(device, True):
-            assert gate["ok"], (entry.ENTRY.name, gate)
-            counts[entry.ENTRY.name] += 1
-            if counts[entry.ENTRY.name] == most:
-                break
+    for name in names:
+        cases = sorted(named(name).cases(device, False), key=lambda case: -math.prod(case.shape))
+        smallest = {case.row: case for case in cases}
+        for gate in map(gate_of, smallest.values()):
+            assert gate["ok"], (name, gate)
+        counts[name] = len(smallest)
     return counts
 
 

@@ -52,9 +52,8 @@ def main(given: list[str]) -> int:
             row = {"entry": name, "kind": "op", "p20_us": 1.0, "p50_us": 1.0, "p80_us": 1.0,
                    "over_ours": {"x": 2.0}, "skipped": {}, "times": {}, "rounds": {}}  # fmt: skip
             lines.append("case", name=case, row=row)
-            with claimed.open(
-                "a"
-            ) as file:  # after the append: whatever stands here must be in the record
+            # After the append: whatever stands here must be in the record.
+            with claimed.open("a") as file:
                 file.write(json.dumps(case) + "\n")
         number += 1
         if fault == "abort":
@@ -88,28 +87,15 @@ def _rehearsed(seconds: float, out: Path) -> list[str]:
 
     def command(unit: Unit, part: str, until: float) -> list[str]:
         share, fault = SCRIPT.get(unit.name, (1.0, ""))
-        return [
-            sys.executable,
-            "-m",
-            "bench.visit.rehearsal",
-            unit.name,
-            part,
-            str(share * unit.seconds),
-            fault,
-            str(out),
-            "0" if unit.name == "doctor" else "3",
-        ]
+        cases = 0 if unit.name == "doctor" else 3
+        given = unit.name, part, share * unit.seconds, fault, out, cases
+        return [sys.executable, "-m", "bench.visit.rehearsal", *map(str, given)]
 
     def call(units: list[Unit], budget: float) -> tuple[list[Line], float]:
         before, begun = len(Lines(out).read()), time.time()
-        visit = Visit(
-            units, out, budget=budget, begun=begun, command=command,
-            build=scaled(BUILD),
-            env={**os.environ, "PYTHONPATH": os.getcwd()}, again=lambda name: f"again {name}",
-            say=print,
-        )  # fmt: skip
-        visit.deadline = begun + budget - RESERVE_S * scale
-        visit.run()
+        env = {**os.environ, "PYTHONPATH": os.getcwd()}
+        Visit(list(units), out, begun + budget - RESERVE_S * scale, command, scaled(BUILD), env,
+              again=lambda name: f"again {name}", say=print).run()  # fmt: skip
         return Lines(out).read()[before:], time.time() - begun
 
     out.mkdir(parents=True)

@@ -10,13 +10,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import ROOT, write_json
 from .lines import CUT, Lines, reds
-from .plan import RESERVE_S, Unit
+from .plan import Unit
 
 Command = Callable[[Unit, str, float], list[str]]  # unit, part, epoch seconds it must end by
 TAIL = 4000  # characters of a unit's log that its line keeps
@@ -73,28 +74,33 @@ class Running:
         }
 
 
+@dataclass
 class Visit:
-    """One call: `plan` within `budget` seconds of `begun`, into the folder `out`."""
+    """One call: the units that are `waiting`, until `deadline`, into the folder `out`.
 
-    def __init__(
-        self,
-        plan: Sequence[Unit],
-        out: Path,
-        *,
-        budget: float,
-        begun: float,
-        command: Command,
-        build: Unit,
-        env: Mapping[str, str],
-        again: Callable[[str], str],
-        say: Callable[[str], None],
-    ) -> None:
-        self.out, self.lines, self.log = out, Lines(out), out / "log.txt"
-        self.deadline = begun + budget - RESERVE_S
-        self.command, self.build, self.env, self.again, self.say = command, build, env, again, say
-        self.waiting = list(plan)
-        self.running: Running | None = None
-        self.building: Running | None = None
+    Attributes:
+        waiting: what is to be done, in order.
+        deadline: epoch seconds; the last unit has ended by then.
+        command: the process that does a part of a unit.
+        build: the unit that makes the extension, beside others.
+        env: of the processes.
+        again: a unit's name to the command that does what did not fit.
+        say: prints a line.
+    """
+
+    waiting: list[Unit]
+    out: Path
+    deadline: float
+    command: Command
+    build: Unit
+    env: Mapping[str, str]
+    again: Callable[[str], str]
+    say: Callable[[str], None]
+    running: Running | None = None
+    building: Running | None = None
+
+    def __post_init__(self) -> None:
+        self.lines, self.log = Lines(self.out), self.out / "log.txt"
 
     def run(self) -> bool:
         """Whether nothing is red. What did not fit is in the record, with its command."""

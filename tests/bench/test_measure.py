@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import measure, steps, timing
+from bench import measure, timing
 from bench.entries import multistep_step
+from bench.gates import gate_of
 from bench.record import Record
 from bench.registry import Baseline
-from tests.helpers.toys import case, entry
+from tests.helpers.toys import case, doubling, entry
 
 CPU = torch.device("cpu")
 
@@ -22,6 +24,13 @@ def run(tmp_path, *entries, commit="abc", said=None, **options):
         entries, record, CPU, quick=True, threads=[1], say=lines.append, **options
     )
     return green, json.loads((tmp_path / "run.json").read_text()), record
+
+
+def out_of_memory(sets):
+    """Ours where all buffers are there: its gate, on one of them, is green."""
+    if len(sets) > 1:
+        raise RuntimeError("out of memory")
+    return doubling(sets)
 
 
 @pytest.fixture(autouse=True)
@@ -44,23 +53,52 @@ def test_a_case_gets_times_ratios_and_facts(tmp_path):
 
 
 def test_a_red_gate_prints_no_number(tmp_path):
+    """Of its entry; the next entry has its own."""
     said = []
-    green, data, _ = run(tmp_path, entry(case("a"), ok=False), said=said)
-    assert not green and not data["cases"]
-    assert any("RED" in line for line in said) and not any(" us" in line for line in said)
+    other = dataclasses.replace(entry(case("a")), name="other")
+    green, data, _ = run(tmp_path, entry(case("a"), case("b", ok=False)), other, said=said)
+    assert not green and list(data["cases"]) == ["other a 64 threads=1"]
+    assert data["gates"]["toy"]["checked"] == 2
+    (red,) = data["gates"]["toy"]["red"]
+    assert red["case"] == "b 64" and red["error"] > 4e-4 and red["allowed"] == 0
+    assert [line for line in said if " us" in line] == said[-1:]
 
 
-def test_a_wrong_kernel_turns_its_gate_red(monkeypatch, tmp_path):
-    real = steps.multistep_step_unchecked
+def test_a_case_may_be_checked_at_another_size(tmp_path):
+    small = dataclasses.replace(case("a"), shape=(8,))
+    large = dataclasses.replace(case("a", ok=False), checked=small)
+    green, data, _ = run(tmp_path, entry(large, dataclasses.replace(large, shape=(128,))))
+    assert green and len(data["cases"]) == 2 and data["gates"]["toy"]["checked"] == 1
+
+
+@pytest.mark.parametrize("allowed, ok", [(1e-3, True), (1e-5, False), (0, False)])
+def test_a_bound_is_of_the_largest_value(allowed, ok):
+    close = dataclasses.replace(case("a", ok=False), allowed=allowed)
+    gate = gate_of(close)
+    assert gate["ok"] == ok and gate["error"] == pytest.approx(5e-4, rel=0.01)
+
+
+def test_what_a_call_leaves_in_its_buffers_is_compared():
+    def of(value):
+        return lambda sets: lambda i: sets[i].clone() + sets[i].fill_(value).mul(0)
+
+    leaving = dict(leaves=lambda buffers: [buffers], definition=of(2.0))
+    assert gate_of(dataclasses.replace(case("a"), ours=of(2.0), **leaving))["ok"]
+    assert not gate_of(dataclasses.replace(case("a"), ours=of(3.0), **leaving))["ok"]
+
+
+def test_a_wrong_kernel_turns_its_gates_red(monkeypatch, tmp_path):
+    real = multistep_step.multistep_step_unchecked
 
     def wrong(slots, *rest):
         real(slots, *rest)
         slots[-1] *= 1 + 1e-5
 
-    monkeypatch.setattr(steps, "multistep_step_unchecked", wrong)
+    monkeypatch.setattr(multistep_step, "multistep_step_unchecked", wrong)
+    monkeypatch.setattr(multistep_step, "step_sizes", lambda device: [(1, 3, 8, 8)])
     green, data, _ = run(tmp_path, multistep_step.ENTRY)
     assert not green and not data["cases"]
-    assert len(data["gates"]["multistep_step"]["red"]) > 50
+    assert len(data["gates"]["multistep_step"]["red"]) == len(multistep_step.ROWS)
 
 
 def test_a_baseline_that_computes_something_else_is_refused(tmp_path):
@@ -82,10 +120,7 @@ def test_a_baseline_that_fails_takes_nothing_with_it(tmp_path):
 
 
 def test_a_case_of_ours_that_fails_is_red_and_tried_again(tmp_path, monkeypatch):
-    def broken(sets):
-        raise RuntimeError("out of memory")
-
-    bad = dataclasses.replace(case("a"), ours=broken)
+    bad = dataclasses.replace(case("a"), ours=out_of_memory)
     green, data, _ = run(tmp_path, entry(bad, case("b")))
     assert not green and data["failed"] == {"toy a 64 threads=1": "RuntimeError: out of memory"}
     assert list(data["cases"]) == ["toy b 64 threads=1"] and not data["complete"]
@@ -95,11 +130,11 @@ def test_a_case_of_ours_that_fails_is_red_and_tried_again(tmp_path, monkeypatch)
 
 
 def test_gates_that_fail_are_red(tmp_path):
-    def gates(device, quick):
-        yield {"case": "first", "ok": True}
+    def broken(sets):
         raise RuntimeError("does not compile")
 
-    green, data, _ = run(tmp_path, dataclasses.replace(entry(case("a")), gates=gates))
+    fails = dataclasses.replace(case("b"), definition=broken)
+    green, data, _ = run(tmp_path, entry(case("a"), fails))
     assert not green and not data["cases"]
     found = data["gates"]["toy"]
     assert found["checked"] == 2
@@ -146,7 +181,7 @@ def test_a_fix_between_two_runs_throws_no_case_away(tmp_path, monkeypatch):
     rival = Baseline(lambda sets: lambda i: sets[i] + sets[i])
     commits = iter(["abc", "def", "def"])
     monkeypatch.setattr(measure, "commit", lambda: next(commits))
-    broken = dataclasses.replace(case("b"), ours=lambda sets: 1 / 0)
+    broken = dataclasses.replace(case("b"), ours=out_of_memory)
     _, data, _ = run(tmp_path, entry(case("a"), broken), commit="abc")
     assert not data["complete"] and len(data["cases"]) == 1
     green, data, _ = run(tmp_path, entry(case("a", sum=rival), case("b")), commit="def")
@@ -155,14 +190,15 @@ def test_a_fix_between_two_runs_throws_no_case_away(tmp_path, monkeypatch):
     assert set(a["over_ours"]) == {"sum"} and a["commits"] == {"sum": "def"}
 
 
-def test_nothing_starts_after_the_deadline(tmp_path):
+def test_nothing_starts_after_the_deadline(tmp_path, monkeypatch):
     record, said = Record(tmp_path / "run.json", {"device": "cpu"}), []
-    options = dict(quick=True, threads=[1], say=said.append, deadline=0.0)
-    toy = dataclasses.replace(entry(case("a")), gates=lambda *_: iter([{"ok": True}] * 3))
-    assert measure.run_entries([toy], record, CPU, **options)
+    options = dict(quick=True, threads=[1], say=said.append)
+    toy = entry(case("a"))
+    assert measure.run_entries([toy], record, CPU, deadline=0.0, **options)
     assert "out of time in its gates" in said[-1] and not record.data["gates"]
-    record.gates("toy", [{"ok": True}])
-    assert measure.run_entries([toy], record, CPU, **options)
+    now = iter([0.0, 0.0, 2.0])  # before and after the gate, and then
+    monkeypatch.setattr(measure, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert measure.run_entries([toy], record, CPU, deadline=1.0, **options)
     assert "out of time" in said[-1] and not record.data["cases"] and "complete" not in record.data
 
 
@@ -183,8 +219,9 @@ def test_a_baseline_that_failed_is_tried_again_and_an_absent_one_is_not(tmp_path
 
     rivals = dict(rival=Baseline(fails), absent=Baseline(fails, "a_module_nobody_has"))
     for count in (1, 2):
-        run(tmp_path, entry(case("a", **rivals), dataclasses.replace(case("b"), ours=fails)))
-        assert made.count(1) == 2 * count  # once by ours of b
+        broken = dataclasses.replace(case("b"), ours=out_of_memory)
+        run(tmp_path, entry(case("a", **rivals), broken))  # the record stays open
+        assert len(made) == count
 
 
 def test_threads_are_put_back(tmp_path):

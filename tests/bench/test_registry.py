@@ -43,7 +43,7 @@ def test_bytes_under_guidance_and_in_sixteen_bits():
 @pytest.mark.parametrize("row, passes", [("plms", 6), ("ddim clipped", 3)])
 def test_bytes_of_weighted_sums(row, passes):
     shape = (2, 3, 8, 8)
-    assert weighted_sums.moved_bytes(weighted_sums.rows()[row], shape) == passes * 4 * 384
+    assert weighted_sums.moved_bytes(weighted_sums.ROWS[row], shape) == passes * 4 * 384
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it():

@@ -133,6 +133,14 @@ def test_a_record_is_shaped_like_those_of_bench(tmp_path):
     assert reds(lines.record())["units"] == ["step"]
 
 
+def test_gates_of_several_processes_add_up_and_the_last_word_counts(tmp_path):
+    lines, gate = Lines(tmp_path), lambda case, ok: {"case": case, "ok": ok}
+    lines.append("gates", entry="toy", gates=[gate("a", False), gate("b", True)])
+    assert lines.record()["gates"]["toy"]["red"] == [gate("a", False)]
+    lines.append("gates", entry="toy", gates=[gate("c", True), gate("a", True)])
+    assert lines.record()["gates"]["toy"] == {"checked": 3, "red": []}
+
+
 def test_a_case_measured_again_keeps_its_ratios_and_gains_the_missing():
     late = row(commit="b", over_ours={"y": 3.0, "x": 9.0}, skipped={}, p50_us=7.0)
     found = together(row(), late)
@@ -208,10 +216,9 @@ def test_a_dry_visit_does_real_units(tmp_path):
 
 
 def test_tests_are_streamed_one_by_one(tmp_path):
-    command = [sys.executable, "-m", "bench.visit.child", "--kind", "test", "--unit", "tests",
-               "--out", str(tmp_path), "--until", str(time.time() + 300), "--dry",
-               "--name", "tests/kernels/test_spectral_filter.py"]  # fmt: skip
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    unit = Unit("tests", "test", 300, names=("tests/kernels/test_spectral_filter.py",))
+    process = command.child(unit, "", time.time() + 300, tmp_path, dry=True)
+    assert subprocess.run(process, cwd=ROOT, capture_output=True).returncode == 0
     tests = Lines(tmp_path).record()["tests"]
     assert "tests/kernels/test_spectral_filter.py::test_nothing_to_do" in tests
     assert all(test["ok"] for test in tests.values())
@@ -234,9 +241,9 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "FOOTPRINT", 2048)
     monkeypatch.setattr(registry, "entries", lambda: (toy,))
 
-    def started(kind, *options, until=1e12):
-        given = ["--kind", kind, "--unit", kind, "--out", str(tmp_path), "--dry", *options]
-        started.code = child.main([*given, "--until", str(until)])
+    def started(kind, part="", until=1e12, **options):
+        unit = Unit(kind, kind, 1, ("toy",), **options)
+        started.code = child.main(command.child(unit, part, until, tmp_path, dry=True)[-1])
         return Lines(tmp_path).record()
 
     return started
@@ -244,19 +251,19 @@ def start(tmp_path, monkeypatch):
 
 def test_times_are_of_the_chosen_cases_and_baselines(start):
     name = f"toy a 64 threads={torch.get_num_threads()}"
-    record = start("times", "--entry", "toy", "--cases", "^a ")
+    record = start("times", cases="^a ")
     assert list(record["cases"]) == [name] and list(record["cases"][name]["over_ours"]) == ["sum"]
     assert record["gates"]["toy"] == {"checked": 1, "red": []}
-    record = start("times", "--entry", "toy", "--compiled", "alone")
+    record = start("times", compiled=True)
     assert list(record["cases"]) == [name]  # the other one has none
     assert set(record["cases"][name]["over_ours"]) == {"sum", "compiled"}
     before = len(record["cases"][name]["times"])
-    record = start("times", "--entry", "toy", "--compiled", "too")
+    record = start("times", compiled=None)
     assert len(record["cases"]) == 2 and len(record["cases"][name]["times"]) == before
 
 
 def test_nothing_begins_after_its_time(start):
-    record = start("times", "--entry", "toy", until=0)
+    record = start("times", until=0)
     assert not record["cases"] and not record["gates"]
     assert start.code == CUT  # so that the next call goes on with it
 
@@ -273,6 +280,6 @@ def test_what_was_cut_is_gone_on_with_and_is_no_failure(tmp_path):
 
 
 def test_a_probe_says_what_it_found(start):
-    probe = start("probe", "--part", "transforms")["probes"]["transforms"]
+    probe = start("probe", "transforms")["probes"]["transforms"]
     assert probe["ok"] and probe["said"]["worst_error"] < 1e-14
-    assert start("probe", "--part", "generator")["probes"]["generator"]["said"] == "for a GPU only"
+    assert start("probe", "generator")["probes"]["generator"]["said"] == "for a GPU only"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import compile_only, warm
-from bench.visit.command import triton_environment, unpack
+from bench.visit.brought import triton_environment, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,7 @@
 """A GPU made of its machine code, as a pytest plugin: `pytest -p tests.helpers.ptx_device -m gpu`.
 
 Triton compiles for an H100 (bench/compile_only.py), and each launch runs its PTX on the CPU tensors
-that it was given (tests/helpers/ptx): tests and gates see what the compiled code computes, with
+that it was given (tests/helpers/ptx): tests see what the compiled code computes, with
 bfloat16, tf32 and fused operations as they are there. The ops' CUDA implementations serve CPU
 tensors, so that an op's call is its kernel's launch. `--ptx-counts DIR` keeps the counts.
 """

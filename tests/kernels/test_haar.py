@@ -1,26 +1,75 @@
 """The Haar kernels on a GPU; without one tests/ops/test_haar_on_host.py runs them on the CPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from bench.entries import haar as entry
-from fastdiff import _ext
-from fastdiff.ops import haar_loss, haar_merge, haar_noise, haar_split, haar_step
+from fastdiff import _ext, ops
+from fastdiff.ops import HaarPyramid, haar_loss, haar_merge, haar_noise, haar_split, haar_step
+from fastdiff.ops.haar import (
+    haar_expand_ref,
+    haar_loss_ref,
+    haar_merge_ref,
+    haar_split_ref,
+    haar_step_ref,
+)
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 CUDA = torch.device("cuda")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def test_the_extension_has_them():
     assert _ext.HAS_CUDA
 
 
-def test_gates():
-    red = [gate for gate in entry.gates(CUDA, True) if not gate["ok"]]
-    assert not red
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(2, 3, 32, 64), (1, 2, 37, 131), (1, 3, 128, 256)], ids=str)
+def test_every_op_and_level_is_its_definition(shape, dtype, last):
+    """To the bit; losses to 1e-5, their sums have an order of their own."""
+    random = torch.Generator().manual_seed(0)
+    normal = lambda *size: torch.randn(size, generator=random)
+    x, score = normal(*shape).to(dtype), normal(*shape).to(dtype)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    seeds, wide = torch.arange(shape[0]), torch.float64 if dtype == torch.float64 else torch.float32
+    for levels in range(6):
+        three = normal(shape[0], levels + 1, 3).to(wide)
+        here = x, score, three, three[:, :, :2].contiguous(), seeds
+        there = [value.to(CUDA) for value in here]
+        pairs = zip(made(ops, levels, *there), made(REFERENCES, levels, *here), strict=True)
+        for found, wanted in pairs:
+            assert torch.equal(found.cpu(), wanted.to(dtype)), levels
+        loss = haar_loss(there[0], *there[3:], 3).cpu()
+        torch.testing.assert_close(loss, haar_loss_ref(x, *here[3:], 3), rtol=1e-5, atol=0)
+
+
+REFERENCES = SimpleNamespace(
+    haar_split=haar_split_ref,
+    haar_merge=haar_merge_ref,
+    haar_step=haar_step_ref,
+    haar_noise=lambda x, *rest: haar_step_ref(x, None, *rest),
+    haar_expand=haar_expand_ref,
+)
+
+
+def made(of, levels, x, score, three, two, seeds):
+    """What the ops, or their definitions, make of these."""
+    split = of.haar_split(x, levels)
+    narrow = HaarPyramid(tuple(d.to(x.dtype) for d in split.details), split.coarse.to(x.dtype))
+    yield from (*split.details, split.coarse)
+    yield of.haar_merge(narrow, x.shape[2:])
+    yield of.haar_step(x, score, three, seeds, 3)
+    yield of.haar_noise(x, two, seeds, 3)
+    if levels:
+        size = (2 * x.shape[2] - levels % 2, 2 * x.shape[3])
+        yield of.haar_expand(x, two[:, :2].contiguous(), seeds, 3, size)
 
 
 @pytest.mark.parametrize("row", entry.ROWS)
@@ -28,7 +77,7 @@ def test_one_launch(row, monkeypatch):
     """Of its own: deterministic mode would fill fresh memory by another."""
     columns = entry.ROWS[row].columns
     sets = [entry.buffers(0, (2, 3, 64, 64), CUDA, columns, 1 if row == "expand" else 3)]
-    call = entry.ROWS[row].ours(sets)
+    call = lambda i: entry.ROWS[row].ours(sets[i])
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     call(0)
     kinds = [torch.profiler.ProfilerActivity.CUDA]

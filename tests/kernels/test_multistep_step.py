@@ -11,8 +11,9 @@ import torch
 
 from fastdiff.kernels._tuning import CHOICES
 from fastdiff.kernels.multistep_step import _multistep_step_kernel, launch, plan
-from fastdiff.ops import allocate_slots, multistep_step_ref, row
+from fastdiff.ops import allocate_slots, multistep_step_ref, row, seeded_noise
 from fastdiff.ops.constants import INITIAL_NOISE, READS, STAGE_NOISE, WRITES
+from fastdiff.ops.philox import philox_normal_ref
 from tests.helpers.interpreter import DEVICE, INTERPRETED
 
 pytestmark = [
@@ -112,6 +113,7 @@ def to(value, device):
 @pytest.mark.parametrize("reads", READS)
 def test_every_table_shape(reads, writes):
     check(case(reads, writes, seed=reads + writes))
+    check(case(reads, writes, dtype=torch.float64, rows=2, seeded=True, sample=(2, 3)))
 
 
 @pytest.mark.parametrize("chosen", CHOICES, ids=str)
@@ -251,6 +253,17 @@ def test_noise_alone_matches_its_definition():
     arguments.coefficients = torch.tensor([noise])
     expected = check(arguments)
     assert 0.9 < expected["slots"][1].std() < 1.1
+
+
+@pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_philox.py holds it on the CPU")
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (4, 1, 7, 9)])
+def test_seeded_noise(shape):
+    seeds = torch.tensor([0, 1, -5, 2**40 + 7])
+    found = seeded_noise(seeds.to(DEVICE), shape)
+    wanted = philox_normal_ref(seeds, math.prod(shape[1:]), 0, INITIAL_NOISE).view(shape)
+    assert torch.equal(found.cpu(), wanted)
+    alone = seeded_noise(seeds[2:3].to(DEVICE), (1, *shape[1:]))
+    assert torch.equal(found[2:3], alone)
 
 
 @pytest.mark.parametrize("sample, batch", [((3, 4, 4), 0), ((0, 4, 4), 2)])

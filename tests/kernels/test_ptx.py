@@ -412,7 +412,7 @@ KERNELS = ("_add", "_combine", "_multistep_step", "_row", "_spectral_filter", "_
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: they run on it")
 def test_the_kernels_tests_hold_on_their_machine_code(tmp_path):
     """A part of them, every kernel; `make ptx-check` runs all."""
-    done = bench.ptx.run("-k", SOME, "--ptx-counts", str(tmp_path), *bench.ptx.FILES)
+    done = bench.ptx.run("-k", SOME, "--ptx-counts", str(tmp_path), *bench.ptx.TESTS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "failed" not in done.stdout and re.search(r"\d+ passed", done.stdout)
     (counts,) = tmp_path.iterdir()

@@ -7,7 +7,7 @@ triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
 from fastdiff.kernels.spectral_filter import launch, serves  # noqa: E402
-from fastdiff.ops import SpectralResponse, spectral_filter_ref  # noqa: E402
+from fastdiff.ops import SpectralResponse, spectral_filter, spectral_filter_ref  # noqa: E402
 from fastdiff.ops.spectral_filter import PRECISIONS  # noqa: E402
 from fastdiff.ops.spectral_operators import mirrored, whole_image_tables  # noqa: E402
 from tests.helpers.interpreter import DEVICE, INTERPRETED  # noqa: E402
@@ -68,10 +68,33 @@ def test_nothing_to_do():
     launch(x[:0], x[:0].clone(), *whole_image_tables(response), "exact")
 
 
+TIERS = {torch.float64: 1e-12, torch.float32: EXACT, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_spectral_filter.py holds it on the CPU")
+@pytest.mark.parametrize("dtype", TIERS)
+@pytest.mark.parametrize("size", [(5, 7), (33, 64), (101, 37)], ids=str)
+def test_dtypes_and_layouts_of_the_op(size, dtype):
+    """In one launch and by transforms."""
+    x, response = case((2, 3, *size), 3, dtype, gain=True)
+    wanted, ready = spectral_filter_ref(x.double(), response), SpectralResponse(response)
+    for made in (x, x.contiguous(memory_format=torch.channels_last)):
+        for precision, tier in (("exact", TIERS[dtype]), ("fast", max(TIERS[dtype], FAST))):
+            found = spectral_filter(made, ready, precision=precision).double()
+            assert float((found - wanted).norm() / wanted.norm()) <= tier
+
+
+@pytest.mark.skipif(INTERPRETED, reason="no GPU")
+def test_the_definition_on_a_gpu():
+    """Complex transforms in float64, there and here."""
+    x, response = case((2, 3, 33, 64), 3, torch.float64, gain=True)
+    wanted = spectral_filter_ref(x.cpu(), response.cpu())
+    found = spectral_filter_ref(x, response).cpu()
+    assert float((found - wanted).norm() / wanted.norm()) <= 1e-14
+
+
 @pytest.mark.skipif(INTERPRETED, reason="no GPU")
 def test_the_op_on_a_gpu():
-    from fastdiff.ops import spectral_filter
-
     for shape in ((4, 3, 32, 32), (4, 3, 64, 64), (2, 3, 128, 96), (1, 1, 257, 31)):
         x, response = case(shape, 3 if shape[1] == 3 else 1, gain=True)
         ready = SpectralResponse(response)

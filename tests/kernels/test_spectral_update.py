@@ -125,3 +125,27 @@ def test_moves_on_a_gpu(size, part):
             )
             found = move(x, score, made, row, **given).double()
             assert float((found - wanted).norm() / (wanted - x).norm()) <= 2 * PRECISIONS["exact"]
+
+
+TIERS = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_spectral_update.py holds it on the CPU")
+@pytest.mark.parametrize("dtype", TIERS)
+@pytest.mark.parametrize("size", [(5, 7), (33, 64), (101, 37)], ids=str)
+def test_dtypes_of_the_moves(size, dtype):
+    """In one launch and by transforms, noise drawn inside."""
+    made, (x, score) = gains(3, size), images((2, 3, *size), dtype)
+    seeds = torch.tensor([3, -4], device=DEVICE)
+    z = torch.fft.irfft2(spectral_noise_ref(seeds, x.shape, 5, torch.float64), s=size)
+    whole = made.describe(x).startswith("whole")
+    tier = max(TIERS[dtype], PRECISIONS["exact"]) if whole else TIERS[dtype]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for move, norms, numbers in (
+        (spectral_predictor, "given", [0.09, 0.3]),
+        (spectral_langevin, "sample", [1.0, 0.05]),
+    ):
+        row = torch.tensor([numbers], dtype=wide, device=DEVICE)
+        wanted = spectral_update_ref(x.double(), score.double(), made, row.double(), z, norms)
+        found = move(x, score, made, row, seeds, 5).double()
+        assert float((found - wanted).norm() / wanted.norm()) <= tier

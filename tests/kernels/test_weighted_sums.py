@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdiff.kernels.weighted_sums import launch
-from fastdiff.ops import weighted_sums_ref
+from fastdiff.ops import weighted_sums, weighted_sums_ref
 from fastdiff.ops.constants import MAX_OPERANDS, MAX_SUMS
 from tests.helpers.interpreter import DEVICE, INTERPRETED
 from tests.helpers.tensors import bits
@@ -64,7 +64,8 @@ def check(arguments):
 @pytest.mark.parametrize("sums", range(1, MAX_SUMS + 1))
 @pytest.mark.parametrize("count", range(1, MAX_OPERANDS + 1))
 def test_every_number_of_operands(count, sums, clamped):
-    check(case(count, sums, clamped=clamped, seed=count + sums))
+    for precision in (torch.float32, torch.float64):
+        check(case(count, sums, (3, 7), precision, clamped=clamped, seed=count + sums))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
@@ -74,6 +75,23 @@ def test_dtypes(operand, result, precision):
     check(case(precision=precision, operands=(operand,), dtypes=(result,), clamped=True))
     mixed = (torch.float32, operand)
     check(case(precision=precision, operands=mixed, dtypes=(result, torch.float32)))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="tests/ops/test_weighted_sums.py holds it on the CPU")
+@pytest.mark.parametrize("result", FLOATS)
+@pytest.mark.parametrize("operand", FLOATS)
+def test_the_op_on_a_gpu(operand, result):
+    """Operands of two memory layouts, results of the op's own."""
+    for clamped, precision in itertools.product((False, True), (torch.float32, torch.float64)):
+        kind = dict(precision=precision, operands=(operand,), dtypes=(result,), clamped=clamped)
+        operands, weights, dtypes, clamp = case(4, 3, (2, 3, 16, 17), **kind)
+        operands[0] = operands[0].to(memory_format=torch.channels_last)
+        expected = weighted_sums_ref(operands, weights, dtypes, clamp)
+        clamp = None if clamp is None else clamp.to(DEVICE)
+        there = [one.to(DEVICE) for one in operands]
+        found = weighted_sums(there, weights.to(DEVICE), dtypes, clamp)
+        for one, wanted in zip(found, expected, strict=True):
+            assert torch.equal(bits(one.cpu()), bits(wanted))
 
 
 def test_float64_is_cast_to_half_precision_as_torch_casts():
