@@ -54,7 +54,7 @@ def test_a_gate_sees_another_solver():
 def test_stock_loops_make_the_same_samples_however_they_are_run(kind):
     device = CPU if kind == "plain" else torch.device("cuda")
     with torch.inference_mode(), exact_convolutions():
-        for cell in captured_loop.cells(device, True, 4):
+        for cell in captured_loop.cells(device, True, 2):
             noises = [cell.noise(0, 2)]
             wanted = cell.stock(plain, Plain, False, noises)(0)
             found = cell.stock(plain, Plain if kind == "plain" else Graphed, True, noises)(0)
