@@ -1,8 +1,8 @@
 """`python -m bench --base REV`: the library of that revision and this one, measured in turns.
 
-Both are driven by the present benchmarks, so only the library differs: the revision is checked out
-into a throwaway worktree, gets a copy of bench/, and its extension is built there (or taken from
-here where the sources are the same).
+The revision is checked out into a throwaway worktree, and its extension is built there (or taken
+from here where the sources are the same). Each side is driven by its own benchmarks, which know its
+names; compared are the times of our calls in cases that have the same name on both sides.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def worktree(revision: str) -> Iterator[Path]:
                 f"--base must be a revision of this repository; {added.stderr.strip()}"
             )
         try:
-            shutil.rmtree(path / "bench", ignore_errors=True)
-            shutil.copytree(ROOT / "bench", path / "bench")
             _extension(path, revision)
             yield path
         finally:

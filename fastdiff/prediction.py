@@ -27,7 +27,7 @@ class Prediction:
         to_sample: gives (p, q) with x0 = p F + q x.
         to_epsilon: gives (a, b) with epsilon = a F + b x.
         input_scale: the network is shown `input_scale * x`.
-        merge: None, or for a network that returns two tensors of the sample's shape stacked along
+        blend: None, or for a network that returns two tensors of the sample's shape stacked along
             the channels, gives (m0, m1) with F = m0 F0 + m1 F1.
     """
 
@@ -35,7 +35,7 @@ class Prediction:
     to_sample: Callable[[Any, Any], Pair]
     to_epsilon: Callable[[Any, Any], Pair]
     input_scale: Callable[[Any, Any], Any] = _one
-    merge: Callable[[Any, Any], Pair] | None = None
+    blend: Callable[[Any, Any], Pair] | None = None
 
 
 def _power(a: Any, s: Any) -> Any:
@@ -63,7 +63,7 @@ _ALL = (
         "both",
         lambda a, s: (1.0, a / _power(a, s)),
         lambda a, s: (-a / s, s / _power(a, s)),
-        merge=lambda a, s: (s**2 / _power(a, s), -a * s / _power(a, s)),
+        blend=lambda a, s: (s**2 / _power(a, s), -a * s / _power(a, s)),
     ),
 )
 _BY_NAME = {kind.name: kind for kind in _ALL}

@@ -39,7 +39,7 @@ def test_conversions_invert_the_definitions(kind: str) -> None:
     for alpha, sigma in [(0.8, 0.6), (1.0, 1e-3), (1e-3, 1.0), (0.3, 0.7), (1.0, 80.0)]:
         x, known = alpha * x0 + sigma * epsilon, prediction(kind)
         if kind == "both":
-            m0, m1 = known.merge(alpha, sigma)
+            m0, m1 = known.blend(alpha, sigma)
             output = m0 * x0 + m1 * epsilon
         else:
             output = express(kind, x0, epsilon, alpha, sigma)

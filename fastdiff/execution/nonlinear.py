@@ -45,12 +45,12 @@ def thresholded(
 
 
 def keep_known(
-    state: Tensor, known: Tensor, noise: Tensor, mask: Tensor, level: tuple[Tensor, Tensor]
+    state: Tensor, known: Tensor, noise: Tensor, mask: Tensor, rates: tuple[Tensor, Tensor]
 ) -> None:
     """Put the kept part of an image, noised to a level, back into the state, in place.
 
-    state, known, noise: [B, ...]; mask: broadcastable, 1 where the state stays; level: (alpha,
+    state, known, noise: [B, ...]; mask: broadcastable, 1 where the state stays; rates: (alpha,
     sigma), each [1 or B].
     """
-    alpha, sigma = (c.view(-1, *(1 for _ in state.shape[1:])) for c in level)
+    alpha, sigma = (c.view(-1, *(1 for _ in state.shape[1:])) for c in rates)
     state.copy_(mask * state + (1 - mask) * (alpha * known + sigma * noise))

@@ -46,7 +46,7 @@ def probability_flow(
     from scipy.integrate import solve_ivp
 
     kind = _prediction(prediction)
-    if kind.merge is not None:
+    if kind.blend is not None:
         raise ValueError(f"prediction must be of one tensor; got {kind.name!r}")
     start = schedule.first
     scale = schedule.prior_scale(start) / schedule.alpha(start)

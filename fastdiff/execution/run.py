@@ -125,7 +125,7 @@ class Run:
     def _keep_known(self, number: int, mask: Tensor) -> None:
         """After a launch: the kept part of the image again, and what the network sees with it."""
         state = self.views[self.tableau.stages[number].writes[0].slot]
-        keep_known(state, self.known, self.noise, mask, self.table.levels[number])
+        keep_known(state, self.known, self.noise, mask, self.table.rates[number])
         self.stepper.show(number)
         self.routed["kept part of the image blended by PyTorch"] += 1
 
@@ -137,10 +137,10 @@ class Run:
             )
         if not output.is_floating_point():
             raise TypeError(f"denoiser must return floating-point numbers; got {output.dtype}")
-        merge = self.table.merge
+        blend = self.table.blend
         wide = output.ndim == x.ndim > 1 and output.shape[1] == 2 * x.shape[1]
-        if merge is not None and wide:
-            m0, m1 = (per_sample(m, x) for m in merge[number])
+        if blend is not None and wide:
+            m0, m1 = (per_sample(m, x) for m in blend[number])
             first, second = output.chunk(2, dim=1)
             output = m0 * first + m1 * second
             self.routed['the two halves of prediction "both" merged by PyTorch'] += 1
@@ -148,7 +148,7 @@ class Run:
             output = output[:, : x.shape[1]]
         if output.shape != x.shape:
             expected = tuple(x.shape)
-            if merge is not None:
+            if blend is not None:
                 expected = (expected[0], 2 * expected[1], *expected[2:])
             raise ValueError(f"denoiser must return {expected}; got {tuple(output.shape)}")
         if output.device != x.device:

@@ -25,8 +25,8 @@ class Table:
         times: what the network is told, float64 [stages, 1 or B].
         increments: e, b, a, c of each stage [1 or B, 4] (`Tableau.increment`); None where nobody
             asks for them.
-        levels: (alpha, sigma) after each stage, [1 or B] each.
-        merge: for two-part outputs the factors of both parts, [1 or B] each; None otherwise.
+        rates: (alpha, sigma) after each stage, [1 or B] each.
+        blend: for two-part outputs the factors of both parts, [1 or B] each; None otherwise.
         variants: reads and writes of each launch.
         apply: what makes each stage's change.
         buffers: all of these numbers; those of another table of this structure may be copied in.
@@ -72,14 +72,14 @@ class Table:
             np.stack([np.broadcast_to(t, width) for t in times]), device=device
         )
         self.buffers.append(self.times)
-        levels = [np.atleast_1d(c) for stage in stages for c in stage.level]
-        uploaded = iter(self._upload(levels, dtype, device))
-        self.levels = list(zip(uploaded, uploaded, strict=True))
-        self.merge: list[list[Tensor]] | None = None
-        if tableau.merge is not None:
-            self.merge = [
+        rates = [np.atleast_1d(c) for stage in stages for c in stage.rates]
+        uploaded = iter(self._upload(rates, dtype, device))
+        self.rates = list(zip(uploaded, uploaded, strict=True))
+        self.blend: list[list[Tensor]] | None = None
+        if tableau.blend is not None:
+            self.blend = [
                 self._upload([np.atleast_1d(c) for c in pair], dtype, device)
-                for pair in tableau.merge
+                for pair in tableau.blend
             ]
         self.structure: tuple[Any, ...] = (
             tuple(self.variants),
@@ -133,9 +133,9 @@ class StageTable(Table):
         self.identity, self.scales_input = [False] * count, True
         self.stochastic = [tableau.stochastic] * count
         increments = [[part] for part in self.increments] if self.increments else [[]] * count
-        merge = self.merge or [[]] * count
+        blend = self.blend or [[]] * count
         parts = [
-            [self.rows[i], self.indices[i], self.times[i], *increments[i], *merge[i]]
+            [self.rows[i], self.indices[i], self.times[i], *increments[i], *blend[i]]
             for i in range(count)
         ]
         shapes = {tuple(part.shape for part in stage) for stage in parts}
@@ -144,7 +144,7 @@ class StageTable(Table):
         self._pack(parts)
         self.structure = (
             *(self.variants[1], tableau.stochastic, self.tableau.slots),
-            *(tableau.samples, tableau.from_image, self.merge is None),
+            *(tableau.samples, tableau.from_image, self.blend is None),
             *(gains, self.increments_sample, self.increments_state),
             tuple(stage.step for stage in stages[: self.period]),
             *shapes,
@@ -167,8 +167,8 @@ class StageTable(Table):
         self.times = packed[:, start : start + length].view(self.times.dtype)
         if self.increments is not None:
             self.increments = [views[3] for views in moved]
-        if self.merge is not None:
-            self.merge = [views[-2:] for views in moved]
+        if self.blend is not None:
+            self.blend = [views[-2:] for views in moved]
 
 
 def _period(kinds: Sequence[str]) -> int:

@@ -60,7 +60,7 @@ class Stage:
         time: what the network is told, in its own units.
         sees: the slot whose content, times `input_scale`, the network is shown.
         to_sample: (p, q) of x0 = clip(p F + q slot[sees]); (0, 0) where x0 is not used.
-        level: (alpha, sigma) of the state that the first row makes.
+        rates: (alpha, sigma) of the state that the first row makes.
         reads: the slots the launch reads; `sees` comes first where x0 needs it.
         writes: one to three rows; the first is what the next evaluation sees.
         langevin: how the length of a one-slot stage's increment is found, whose direction is the
@@ -73,7 +73,7 @@ class Stage:
     writes: tuple[Write, ...]
     input_scale: Coefficient = 1.0
     to_sample: tuple[Coefficient, Coefficient] = (0.0, 0.0)
-    level: tuple[Coefficient, Coefficient] = (1.0, 0.0)
+    rates: tuple[Coefficient, Coefficient] = (1.0, 0.0)
     langevin: Langevin | None = None
 
     @property
@@ -110,7 +110,7 @@ class Tableau:
     Attributes:
         solver: the solver's name.
         schedule: the schedule's name.
-        prediction: what the network is taken to predict (`merge` of "both" included).
+        prediction: what the network is taken to predict (`blend` of "both" included).
         times: the nodes of the time grid, float64 [steps + 1].
         stages: stages[0] evaluates nothing: it prepares the initial state.
         slots: how many state buffers the run needs. Slot 0 holds the noise at the start, slot 1 the
@@ -118,7 +118,7 @@ class Tableau:
         result: the slot with the result at the end.
         clip: the bounds x0 is clamped to, or None.
         from_image: whether the run starts from an image with noise added.
-        merge: for two-part outputs, (m0, m1) per stage; None otherwise.
+        blend: for two-part outputs, (m0, m1) per stage; None otherwise.
     """
 
     solver: str
@@ -130,15 +130,15 @@ class Tableau:
     result: int
     clip: tuple[float, float] | None = None
     from_image: bool = False
-    merge: tuple[tuple[Coefficient, Coefficient], ...] | None = None
+    blend: tuple[tuple[Coefficient, Coefficient], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages or self.stages[0].time is not None:
             raise ValueError("stages[0] must evaluate nothing: it prepares the initial state")
         if not 0 <= self.result < self.slots:
             raise ValueError(f"result must be a slot below {self.slots}; got {self.result}")
-        if self.merge is not None and len(self.merge) != len(self.stages):
-            raise ValueError(f"merge must have {len(self.stages)} pairs; got {len(self.merge)}")
+        if self.blend is not None and len(self.blend) != len(self.stages):
+            raise ValueError(f"blend must have {len(self.stages)} pairs; got {len(self.blend)}")
         samples = {len(c) for s in self.stages for c in _coefficients(s) if np.ndim(c)}
         if len(samples) > 1:
             raise ValueError(f"coefficient arrays must have one length; got {sorted(samples)}")
@@ -345,11 +345,11 @@ class Tableau:
                 writes=tuple(map(write, s["writes"])),
                 input_scale=_array(s["input_scale"]),
                 to_sample=_pair(s["to_sample"]),
-                level=_pair(s["level"]),
+                rates=_pair(s["rates"]),
                 langevin=langevin and Langevin(_array(langevin[0]), langevin[1]),
             )
 
-        clip, merge = data["clip"], data["merge"]
+        clip, blend = data["clip"], data["blend"]
         return cls(
             solver=data["solver"],
             schedule=data["schedule"],
@@ -360,7 +360,7 @@ class Tableau:
             result=data["result"],
             clip=clip and tuple(clip),
             from_image=data["from_image"],
-            merge=merge and tuple(map(_pair, merge)),
+            blend=blend and tuple(map(_pair, blend)),
         )
 
 

@@ -251,7 +251,7 @@ def trace_solver(
     stages = [
         _lay_out(run, stage, rows_of_stage, slot_of) for stage, rows_of_stage in enumerate(rows)
     ]
-    merge = run.prediction.merge
+    blend = run.prediction.blend
     return Tableau(
         solver=name,
         schedule=schedule.name,
@@ -262,8 +262,8 @@ def trace_solver(
         result=slot_of[result],
         clip=clip,
         from_image=from_image,
-        merge=merge
-        and ((0.0, 0.0), *(merge(run.alpha(e.time), run.sigma(e.time)) for e in run.evaluations)),
+        blend=blend
+        and ((0.0, 0.0), *(blend(run.alpha(e.time), run.sigma(e.time)) for e in run.evaluations)),
     )
 
 
@@ -373,6 +373,6 @@ def _lay_out(
         ),
         input_scale=evaluation.input_scale if evaluation else 1.0,
         to_sample=to_sample,
-        level=(run.alpha(following), run.sigma(following)),
+        rates=(run.alpha(following), run.sigma(following)),
         langevin=langevin,
     )

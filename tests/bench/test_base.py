@@ -1,4 +1,4 @@
-"""--base: two revisions of the library, driven by the same benchmarks."""
+"""--base: two revisions of the library, each driven by its own benchmarks."""
 
 import os
 import shutil

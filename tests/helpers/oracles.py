@@ -274,9 +274,9 @@ def run_rows(
         if stage.time is not None:
             seen = stage.input_scale * slots[stage.sees].numpy()
             output = torch.from_numpy(np.asarray(network(seen, float(stage.time)), np.float64))
-            if tableau.merge is not None:
+            if tableau.blend is not None:
                 first, second = output.chunk(2, dim=1)
-                output = tableau.merge[number][0] * first + tableau.merge[number][1] * second
+                output = tableau.blend[number][0] * first + tableau.blend[number][1] * second
         row = torch.from_numpy(tableau.row(number))
         if stage.langevin is not None:
             row = _stepped(row, stage.langevin, slots[stage.sees], output, stage_noise[number])

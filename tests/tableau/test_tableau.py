@@ -307,7 +307,7 @@ def broken(stage: int, **changes: Any) -> Any:
         ({"stages": GOOD.stages[1:]}, r"stages\[0\] must evaluate nothing"),
         ({"result": 1}, "result must be a slot below 1; got 1"),
         ({"result": -1}, "result must be a slot below 1; got -1"),
-        ({"merge": ((0.0, 0.0),)}, "merge must have 2 pairs; got 1"),
+        ({"blend": ((0.0, 0.0),)}, "blend must have 2 pairs; got 1"),
         (broken(1, writes=()), r"stages\[1\] must write 1 to 3 different slots; got \[\]"),
         (broken(1, writes=(Write(0, {}), Write(0, {}))), r"different slots; got \[0, 0\]"),
         (broken(1, writes=(Write(3, {}),)), r"must use slots below 1; got \[0, 3\]"),
@@ -340,7 +340,7 @@ def test_json_keeps_every_bit_of_per_sample_rows() -> None:
     assert again.samples == 3 and again.clip == (-1.0, 1.0) and again.times == tableau.times
     for number in range(5):
         np.testing.assert_array_equal(again.row(number), tableau.row(number))
-    np.testing.assert_array_equal(again.merge, tableau.merge)
+    np.testing.assert_array_equal(again.blend, tableau.blend)
 
 
 def test_json_of_another_kind_is_refused() -> None:
